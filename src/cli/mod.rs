@@ -1,0 +1,112 @@
+//! The command line: what was typed becomes calls into the library, and what those return becomes text.
+//!
+//! stdout carries results only; diagnostics and progress go to stderr. Exit codes: 0 done; 1 something in the data,
+//! the templates or the recipe is wrong, and stderr says what; 2 usage.
+
+mod rows;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::diag::{Diagnostic, Severity};
+
+/// A compiler for instruction-tuning mixtures: TFDS corpora and Jinja templates in, tokenized Parquet shards out.
+#[derive(Parser)]
+#[command(name = "flanc", version, max_term_width = 100)]
+struct Flanc {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Rows(rows::Rows),
+}
+
+/// Where corpora lie.
+#[derive(Args)]
+struct DataDirs {
+    /// Directory that tfds.load would take as data_dir; may be given more than once, and the highest version wins
+    #[arg(long = "data-dir", value_name = "DIR", default_value = "data")]
+    data_dirs: Vec<PathBuf>,
+}
+
+/// Why a command did not do what it was asked for.
+enum Failure {
+    Diagnostics(Vec<Diagnostic>),
+    /// The reader of stdout went away: `flanc rows … | head`.
+    OutputClosed,
+}
+
+type Outcome = Result<(), Failure>;
+
+impl From<Box<Diagnostic>> for Failure {
+    fn from(diagnostic: Box<Diagnostic>) -> Self {
+        Failure::Diagnostics(vec![*diagnostic])
+    }
+}
+
+impl From<Vec<Diagnostic>> for Failure {
+    fn from(diagnostics: Vec<Diagnostic>) -> Self {
+        Failure::Diagnostics(diagnostics)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Failure::OutputClosed,
+            _ => Failure::Diagnostics(vec![Diagnostic::error("stdout", format!("cannot write to stdout: {error}"))]),
+        }
+    }
+}
+
+/// Runs the command that the process was started with.
+pub fn run() -> ExitCode {
+    let flanc = Flanc::parse();
+    let outcome = match flanc.command {
+        Command::Rows(command) => command.run(),
+    };
+    match outcome {
+        Ok(()) | Err(Failure::OutputClosed) => ExitCode::SUCCESS,
+        Err(Failure::Diagnostics(list)) => {
+            report(&list);
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// Diagnostics shown in full before the rest is only counted.
+const SHOWN: usize = 50;
+
+/// Prints diagnostics to stderr, with a closing count when there are several.
+fn report(list: &[Diagnostic]) {
+    let mut text = String::new();
+    for diagnostic in list.iter().take(SHOWN) {
+        text.push_str(&diagnostic.to_string());
+        text.push('\n');
+    }
+    if list.len() > SHOWN {
+        text.push_str(&format!("… and {} more\n", list.len() - SHOWN));
+    }
+    let errors = list.iter().filter(|d| d.severity == Severity::Error).count();
+    if list.len() > 1 {
+        text.push_str(&format!("{errors} errors, {} warnings\n", list.len() - errors));
+    }
+    let _ = io::stderr().write_all(text.as_bytes()); // nowhere left to say that stderr is closed
+}
+
+/// Parses `a..b`, `a..`, `..b` or a single row.
+fn parse_range(text: &str) -> Result<std::ops::Range<u64>, String> {
+    let number = |part: &str, default: u64| match part.trim() {
+        "" => Ok(default),
+        digits => digits.replace('_', "").parse().map_err(|_| format!("`{digits}` is no row number")),
+    };
+    match text.split_once("..") {
+        Some((from, to)) => Ok(number(from, 0)?..number(to, u64::MAX)?),
+        None => number(text, 0).map(|row| row..row.saturating_add(1)),
+    }
+}

@@ -1,0 +1,237 @@
+//! Every family of tokenizer, against the ids of Hugging Face's own package and against the reference engine.
+
+use std::path::PathBuf;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const FAMILIES: [&str; 5] =
+    ["byte-level-gpt2.json", "byte-level-llama3.json", "sentencepiece-bpe.json", "unigram.json", "wordpiece.json"];
+
+fn fixtures() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizers")
+}
+
+fn open(name: &str) -> Tokenizer {
+    let tokenizer = Tokenizer::open(&fixtures().join(name)).unwrap();
+    assert_eq!((tokenizer.engine(), tokenizer.warnings.len()), (FAST, 0), "{name}");
+    tokenizer
+}
+
+fn encode(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
+    let mut ids = Vec::new();
+    tokenizer.encoder().encode_into(text, &mut ids).unwrap();
+    ids
+}
+
+/// A tokenizer of the fixtures, changed.
+fn changed(name: &str, change: impl FnOnce(&mut Value)) -> Result<Tokenizer> {
+    let text = std::fs::read_to_string(fixtures().join(name)).unwrap();
+    let mut definition: Value = serde_json::from_str(&text).unwrap();
+    change(&mut definition);
+    Tokenizer::from_json(name, definition.to_string())
+}
+
+#[test]
+fn every_family_has_the_ids_of_hugging_face() {
+    let golden = std::fs::read_to_string(fixtures().join("golden.jsonl")).unwrap();
+    let tokenizers = FAMILIES.map(open);
+    for line in golden.lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let (name, text) = (line["tokenizer"].as_str().unwrap(), line["text"].as_str().unwrap());
+        let tokenizer = &tokenizers[FAMILIES.iter().position(|f| *f == name).unwrap()];
+        let mut expected: Vec<u32> = line["ids"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect();
+        tokenizer.vocabulary.spell_controls(&mut expected, 0);
+        assert_eq!(encode(tokenizer, text), expected, "{name} {text:?}");
+    }
+}
+
+#[test]
+fn every_family_is_verified() {
+    for name in FAMILIES {
+        open(name).verify().unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+}
+
+#[test]
+fn data_never_becomes_a_control_token() {
+    for name in FAMILIES {
+        let tokenizer = open(name);
+        let specials: Vec<(u32, &str)> = tokenizer.special_tokens().collect();
+        assert!(specials.len() >= 2, "{name}");
+        for &(id, special) in &specials {
+            if tokenizer.vocabulary.unknown == Some(id) {
+                continue;
+            }
+            for text in [
+                special.to_owned(),
+                format!("word{special}"),
+                format!("{special}word"),
+                format!("wo{special}rd"),
+                format!(" {special} "),
+                format!("{special}{special}"),
+                format!("\n{special}\n"),
+            ] {
+                let ids = encode(&tokenizer, &text);
+                assert!(!ids.is_empty() && !ids.iter().any(|&id| tokenizer.vocabulary.is_control(id)), "{name} {text:?}: {ids:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_literal_that_the_model_itself_knows_is_spelled() {
+    let tokenizer = open("unigram.json");
+    let expected = ["▁", "<", "/", "s", "<unk>"].map(|piece| tokenizer.token_id(piece).or(tokenizer.vocabulary.unknown).unwrap());
+    assert_eq!(encode(&tokenizer, "</s>"), expected);
+}
+
+#[test]
+fn what_is_decoded_is_what_was_encoded() {
+    for name in ["byte-level-gpt2.json", "byte-level-llama3.json", "sentencepiece-bpe.json"] {
+        let tokenizer = open(name);
+        for text in ["The keeper, 灯台 👩‍🚒 naïve\n\n  x\ty", "<eos> </s> <|end_of_text|>", "\0\u{fffd}"] {
+            assert_eq!(tokenizer.decode(&encode(&tokenizer, text)), text, "{name}");
+        }
+        let (id, text) = tokenizer.special_tokens().last().unwrap();
+        assert!(tokenizer.decode(&[id]).contains(text));
+        assert_eq!(tokenizer.piece(id), text);
+        assert_eq!(tokenizer.piece(u32::MAX), "");
+    }
+}
+
+#[test]
+fn both_engines_decode_alike() {
+    for name in FAMILIES {
+        let fast = open(name);
+        let reference = Tokenizer::from_json_by_reference(name, fast.json.clone()).unwrap();
+        assert_eq!(reference.engine(), REFERENCE);
+        for text in battery::strings(fast.special_tokens().map(|(_, text)| text)).step_by(7) {
+            let ids = encode(&reference, &text);
+            assert_eq!(ids, encode(&fast, &text), "{name} {text:?}");
+            assert_eq!(reference.decode(&ids), fast.decode(&ids), "{name} {text:?}");
+        }
+    }
+}
+
+#[test]
+fn an_encoder_appends() {
+    let tokenizer = open("byte-level-gpt2.json");
+    let (mut encoder, mut ids) = (tokenizer.encoder(), vec![1]);
+    encoder.encode_into("a", &mut ids).unwrap();
+    encoder.encode_into("b", &mut ids).unwrap();
+    assert_eq!(ids, [1, tokenizer.token_id("a").unwrap(), tokenizer.token_id("b").unwrap()]);
+}
+
+#[test]
+fn control_tokens_are_found_or_named() {
+    let text = |name: &str| {
+        let tokenizer = open(name);
+        let end = tokenizer.end_of_sequence(None).unwrap();
+        let padding = tokenizer.padding(None, &end).unwrap();
+        assert_eq!(tokenizer.token_id(&end.text), Some(end.id));
+        format!("{} {}", end.text, padding.text)
+    };
+    assert_eq!(FAMILIES.map(text), ["<eos> <pad>", "<|end_of_text|> <|end_of_text|>", "</s> <unk>", "</s> <pad>", "[SEP] [PAD]"]);
+    let tokenizer = open("byte-level-gpt2.json");
+    assert_eq!(tokenizer.end_of_sequence(Some("<bos>")).unwrap().text, "<bos>");
+    let error = |wanted| tokenizer.end_of_sequence(Some(wanted)).unwrap_err().to_string();
+    assert!(error("<eoss>").contains("did you mean `<eos>`?"), "{}", error("<eoss>"));
+    assert!(error("<|user|>").contains("ordinary token"), "{}", error("<|user|>"));
+    let wordpiece = open("wordpiece.json").end_of_sequence(Some("[UNK]")).unwrap_err();
+    assert_eq!(wordpiece.code, "not-a-control-token");
+}
+
+#[test]
+fn a_file_that_only_the_reference_reads_is_read_with_a_warning() {
+    let tokenizer = changed("byte-level-gpt2.json", |d| d["pre_tokenizer"]["add_prefix_space"] = true.into()).unwrap();
+    assert_eq!((tokenizer.engine(), tokenizer.warnings.len()), (REFERENCE, 1));
+    assert!(tokenizer.warnings[0].to_string().contains("add_prefix_space"), "{}", tokenizer.warnings[0]);
+    assert_eq!(encode(&tokenizer, "keeper"), encode(&open("byte-level-gpt2.json"), " keeper"));
+    tokenizer.verify().unwrap();
+}
+
+#[test]
+fn a_file_that_both_refuse_is_an_error_with_both_reasons() {
+    let error = changed("byte-level-gpt2.json", |d| d["pre_tokenizer"]["type"] = "Bytes".into()).err().unwrap().to_string();
+    assert!(error.contains(FAST) && error.contains(REFERENCE), "{error}");
+    for text in ["", "{", "[]", "{}", "{\"model\":{\"vocab\":{\"a\":4000000000}}}", "{\"model\":{\"vocab\":{\"a\":1,\"b\":1}}}"] {
+        assert_eq!(Tokenizer::from_json("t", text.to_owned()).err().unwrap().code, "bad-tokenizer", "{text}");
+    }
+}
+
+#[test]
+fn a_difference_is_told_in_full() {
+    let tokenizer = open("byte-level-gpt2.json");
+    let mut ids = encode(&tokenizer, "the keeper");
+    ids[1] += 1;
+    let error = tokenizer.check_sample("the keeper", &ids).unwrap_err();
+    assert_eq!(error.code, "tokenizer-engines-differ");
+    assert!(error.to_string().contains("\"the keeper\"") && error.to_string().contains("after 1 tokens"), "{error}");
+}
+
+#[test]
+fn an_added_token_with_an_id_that_no_engine_gives_it_is_an_error() {
+    let tokenizer = changed("byte-level-llama3.json", |d| d["added_tokens"][1]["id"] = 5000.into()).unwrap();
+    assert_eq!(tokenizer.verify().unwrap_err().code, "tokenizer-engines-differ");
+}
+
+#[test]
+fn training_gives_the_same_bytes_on_any_number_of_threads() {
+    let texts = || battery::strings(std::iter::empty());
+    let on = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| train(texts(), 900, &["<pad>", "<eos>", "<unk>"]).unwrap())
+    };
+    let first = on(1);
+    assert!((0..6).all(|i| on(1 + i % 4) == first));
+    let mut turned: Vec<String> = texts().collect();
+    turned.reverse();
+    assert!(train(turned.into_iter(), 900, &["<pad>", "<eos>", "<unk>"]).unwrap() == first);
+
+    assert!(first.ends_with("}\n"));
+    let tokenizer = Tokenizer::from_json("trained", first).unwrap();
+    assert_eq!((tokenizer.engine(), tokenizer.vocabulary_size()), (FAST, 900));
+    assert_eq!(["<pad>", "<eos>", "<unk>", "!"].map(|t| tokenizer.token_id(t)), [Some(0), Some(1), Some(2), Some(3)]);
+    tokenizer.verify().unwrap();
+    let text = "Any text, 灯台 <eos>\n";
+    assert_eq!(tokenizer.decode(&encode(&tokenizer, text)), text);
+}
+
+#[test]
+fn training_says_what_it_cannot_do() {
+    let error = |size, special: &[&str]| train(std::iter::empty(), size, special).unwrap_err().code;
+    assert_eq!(error(258, &["<pad>", "<eos>", "<unk>"]), "vocabulary-too-small");
+    assert_eq!(error(300, &["<pad>", "<pad>"]), "bad-special-token");
+    assert_eq!(error(300, &[""]), "bad-special-token");
+}
+
+/// Arbitrary text, with what added tokens are made of strewn in.
+fn texts() -> impl Strategy<Value = String> {
+    let literal = prop::sample::select(vec![
+        "<pad>", "</s>", "<s>", "<unk>", "<eos>", "<mask>", "[SEP]", "[UNK]", "<|user|>", "<|end_of_text|>", "Lindwater", " ", "  ",
+        "\n", "keeper", " the", "'s", "12", "▁", "##", "é", "e\u{301}", "中", "👩‍🚒",
+    ]);
+    let part = prop_oneof![literal.prop_map(str::to_owned), any::<String>(), "[a-zA-Z ,.'\n0-9]{0,20}", "\\PC{0,8}"];
+    prop::collection::vec(part, 0..12).prop_map(|parts| parts.concat())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn both_engines_agree_on_any_text(text in texts()) {
+        thread_local!(static TOKENIZERS: [Tokenizer; 5] = FAMILIES.map(open));
+        TOKENIZERS.with(|tokenizers| -> std::result::Result<(), TestCaseError> {
+            for tokenizer in tokenizers {
+                let ids = encode(tokenizer, &text);
+                prop_assert!(!ids.iter().any(|&id| tokenizer.vocabulary.is_control(id)));
+                if let Err(difference) = tokenizer.check_sample(&text, &ids) {
+                    return Err(TestCaseError::fail(difference.to_string()));
+                }
+            }
+            Ok(())
+        })?;
+    }
+}
