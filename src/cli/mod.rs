@@ -3,7 +3,10 @@
 //! stdout carries results only; diagnostics and progress go to stderr. Exit codes: 0 done; 1 something in the data,
 //! the templates or the recipe is wrong, and stderr says what; 2 usage.
 
+mod check;
+mod render;
 mod rows;
+mod tasks;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -12,6 +15,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::diag::{Diagnostic, Severity};
+use crate::task::{self, Catalogue, Folder};
 
 /// A compiler for instruction-tuning mixtures: TFDS corpora and Jinja templates in, tokenized Parquet shards out.
 #[derive(Parser)]
@@ -23,7 +27,10 @@ struct Flanc {
 
 #[derive(Subcommand)]
 enum Command {
+    Check(check::Check),
+    Tasks(tasks::Tasks),
     Rows(rows::Rows),
+    Render(render::Render),
 }
 
 /// Where corpora lie.
@@ -32,6 +39,24 @@ struct DataDirs {
     /// Directory that tfds.load would take as data_dir; may be given more than once, and the highest version wins
     #[arg(long = "data-dir", value_name = "DIR", default_value = "data")]
     data_dirs: Vec<PathBuf>,
+}
+
+/// Which definitions are read.
+#[derive(Args)]
+struct Definitions {
+    /// Task definitions and recipes to read in place of the bundled ones
+    #[arg(long, value_name = "DIR")]
+    templates: Option<PathBuf>,
+    /// Schemas to read in place of the bundled ones
+    #[arg(long, value_name = "DIR")]
+    schemas: Option<PathBuf>,
+}
+
+impl Definitions {
+    fn load(&self) -> Result<(Catalogue, Vec<Diagnostic>), Failure> {
+        let folder = |path: &Option<PathBuf>, bundled| path.clone().map_or(bundled, Folder::Directory);
+        Ok(task::load(&folder(&self.templates, Folder::BundledDefinitions), &folder(&self.schemas, Folder::BundledSchemas))?)
+    }
 }
 
 /// Why a command did not do what it was asked for.
@@ -68,7 +93,10 @@ impl From<io::Error> for Failure {
 pub fn run() -> ExitCode {
     let flanc = Flanc::parse();
     let outcome = match flanc.command {
+        Command::Check(command) => command.run(),
+        Command::Tasks(command) => command.run(),
         Command::Rows(command) => command.run(),
+        Command::Render(command) => command.run(),
     };
     match outcome {
         Ok(()) | Err(Failure::OutputClosed) => ExitCode::SUCCESS,
@@ -77,6 +105,13 @@ pub fn run() -> ExitCode {
             ExitCode::from(1)
         }
     }
+}
+
+/// Prints a result to stdout.
+fn print(text: &str) -> Outcome {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
 }
 
 /// Diagnostics shown in full before the rest is only counted.

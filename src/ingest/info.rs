@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::diag::{Diagnostic, Result, listing};
+use crate::diag::{Diagnostic, Place, Result, listing};
 use crate::schema::{Feature, get, integer};
 use crate::storage;
 
@@ -64,7 +64,7 @@ impl CorpusName {
 }
 
 /// `X.Y.Z` as numbers: versions are compared by them, not as text.
-fn version_number(text: &str) -> Option<[u64; 3]> {
+pub fn version_number(text: &str) -> Option<[u64; 3]> {
     let mut parts = text.split('.').map(|p| if p.chars().all(|c| c.is_ascii_digit()) { p.parse().ok() } else { None });
     let number = [parts.next()??, parts.next()??, parts.next()??];
     parts.next().is_none().then_some(number)
@@ -199,7 +199,15 @@ fn read_directory(name: CorpusName, directory: PathBuf) -> Result<CorpusInfo> {
             .found(e.found)
             .help("export the corpus again with a current tensorflow_datasets, without custom feature classes")
     })?;
-    read_labels(&mut features, &directory, "", &mut warnings)?;
+    let label_file = |name: &str| {
+        let path = directory.join(name);
+        storage::stamp(&path).map(|_| storage::read_text(&path)).transpose()
+    };
+    let labelled = warnings.len();
+    read_labels(&mut features, "", &label_file, &mut warnings).map_err(|d| in_directory(*d, &directory))?;
+    for warning in warnings.drain(labelled..).collect::<Vec<_>>() {
+        warnings.push(in_directory(warning, &directory));
+    }
     let text = |key: &str| get(&info, key).and_then(Value::as_str).unwrap_or("").trim().to_owned();
     let licence = get(&info, "redistributionInfo").and_then(|r| r.get("license")).and_then(Value::as_str).unwrap_or("");
     let dataset = if text("name").is_empty() { name.name.clone() } else { text("name") };
@@ -210,6 +218,17 @@ fn read_directory(name: CorpusName, directory: PathBuf) -> Result<CorpusInfo> {
         );
     }
     Ok(CorpusInfo { licence: licence.trim().to_owned(), name, dataset, directory, format, splits, features, warnings })
+}
+
+/// Gives a label file's name its directory.
+fn in_directory(diagnostic: Diagnostic, directory: &Path) -> Diagnostic {
+    match &diagnostic.place {
+        Place::Path(name) => {
+            let path = directory.join(name);
+            diagnostic.at(&path)
+        }
+        _ => diagnostic,
+    }
 }
 
 fn read_json(path: &Path, what: &str) -> Result<Map<String, Value>> {
@@ -349,35 +368,38 @@ impl CorpusInfo {
     }
 }
 
-/// Fills the class names in from the label files beside `features.json`.
-fn read_labels(feature: &mut Feature, directory: &Path, path: &str, warnings: &mut Vec<Diagnostic>) -> Result<()> {
+/// Fills the class names of a feature tree in. `labels` reads a label file by its name, or gives `None` if there is none.
+pub fn read_labels(
+    feature: &mut Feature,
+    path: &str,
+    labels: &dyn Fn(&str) -> Result<Option<String>>,
+    warnings: &mut Vec<Diagnostic>,
+) -> Result<()> {
     match feature {
         Feature::Struct(fields) => {
             for (name, feature) in fields {
                 // TFDS joins the path with `-`, and a `/` inside a name becomes a `.`.
                 let name = name.replace('/', ".");
                 let path = if path.is_empty() { name } else { format!("{path}-{name}") };
-                read_labels(feature, directory, &path, warnings)?;
+                read_labels(feature, &path, labels, warnings)?;
             }
         }
-        Feature::Sequence { item, .. } | Feature::Dataset { item, .. } => read_labels(item, directory, path, warnings)?,
+        Feature::Sequence { item, .. } | Feature::Dataset { item, .. } => read_labels(item, path, labels, warnings)?,
         Feature::Label { classes, names } => {
-            let file = directory.join(format!("{path}.labels.txt"));
-            if storage::stamp(&file).is_none() {
+            let file = format!("{path}.labels.txt");
+            let Some(text) = labels(&file)? else {
                 // Legal: a ClassLabel made from num_classes alone has no names, and TFDS then prints numbers.
-                warnings.push(
-                    Diagnostic::warning("label-names", format!("`{path}` has no label file; its {classes} classes go by their numbers"))
-                        .at(&file),
-                );
+                let message = format!("`{path}` has no label file; its {classes} classes go by their numbers");
+                warnings.push(Diagnostic::warning("label-names", message).at(Path::new(&file)));
                 return Ok(());
-            }
-            let text = storage::read_text(&file)?;
+            };
             *names = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
             if names.len() as u64 != *classes {
                 return Err(Diagnostic::error("label-file", format!("the label file of `{path}` does not fit features.json"))
-                    .at(&file)
+                    .at(Path::new(&file))
                     .expected(format!("{classes} names"))
                     .found(format!("{}", names.len()))
+                    .help("the files are from different exports; copy or export the corpus again")
                     .into());
             }
         }

@@ -7,7 +7,7 @@
 pub mod array_record;
 pub mod features;
 pub mod info;
-//P pub mod parquet;
+pub mod parquet;
 pub mod proto;
 pub mod record;
 pub mod splits;
@@ -23,7 +23,7 @@ use crate::storage;
 use array_record::ArrayRecordFile;
 use features::{Oddity, RowError};
 use info::{CorpusInfo, CorpusName, FileFormat, SplitInfo};
-//P use parquet::ParquetFile;
+use parquet::ParquetFile;
 use record::{Damage, Record};
 use splits::Part;
 use tfrecord::TfRecordFile;
@@ -53,7 +53,7 @@ struct Opened {
 enum Container {
     TfRecord(TfRecordFile),
     ArrayRecord(ArrayRecordFile),
-    //P Parquet(ParquetFile),
+    Parquet(ParquetFile),
 }
 
 /// A row before decoding.
@@ -145,7 +145,7 @@ impl Corpus {
             match container {
                 Container::TfRecord(file) => file.visit(range, &wanted, &mut visit, damaged)?,
                 Container::ArrayRecord(file) => file.visit(range, &mut |r: Record<'_>| if wanted(r.index) { visit(r) } else { Ok(()) }, damaged)?,
-                //P Container::Parquet(file) => file.visit(range, &mut |r: Record<'_>| if wanted(r.index) { visit(r) } else { Ok(()) }, damaged)?,
+                Container::Parquet(file) => file.visit(range, &mut |r: Record<'_>| if wanted(r.index) { visit(r) } else { Ok(()) }, damaged)?,
             }
         }
         Ok(())
@@ -173,7 +173,7 @@ impl Corpus {
         let container = match self.info.format {
             FileFormat::TfRecord => TfRecordFile::open(&shard.path, bytes).map(Container::TfRecord),
             FileFormat::ArrayRecord => ArrayRecordFile::open(&shard.path, bytes).map(Container::ArrayRecord),
-            FileFormat::Parquet => todo!(), //P FileFormat::Parquet => ParquetFile::open(&shard.path, bytes).map(Container::Parquet),
+            FileFormat::Parquet => ParquetFile::open(&shard.path, bytes).map(Container::Parquet),
         };
         let opened = match container {
             Err(diagnostic) => Opened { container: None, damage: Some(Damage { diagnostic: *diagnostic, records: 0..promised }) },
@@ -181,7 +181,7 @@ impl Corpus {
                 let (records, broken) = match &container {
                     Container::TfRecord(file) => (file.records(), file.broken()),
                     Container::ArrayRecord(file) => (file.records(), None),
-                    //P Container::Parquet(file) => (file.records(), None),
+                    Container::Parquet(file) => (file.records(), None),
                 };
                 let damage = match broken {
                     Some(diagnostic) => Some(Damage {

@@ -158,29 +158,12 @@ impl<B: Deref<Target = [u8]> + Send + Sync + 'static> ParquetFile<B> {
         };
         ColumnReaderImpl::new(self.column.clone(), Box::new(pages))
     }
-
-    /// Compares with the number of records that dataset_info.json gives the shard, and explains a difference.
-    pub fn check_records(&self, declared: u64) -> Result<()> {
-        if self.records == declared {
-            return Ok(());
-        }
-        let diagnostic = Diagnostic::error("record-count", "the Parquet file does not have the rows that dataset_info.json gives it")
-            .at(&self.path)
-            .expected(format!("{declared} rows"))
-            .found(format!("{} rows", self.records));
-        Err(Box::new(if self.records == rows_kept_by_tfds(declared) {
-            diagnostic
-                .note("note", "TFDS 4.9.10 loses rows when it writes Parquet: of a shard, every further batch of 100 skips 100 more; the number of rows is exactly what that leaves")
-                .help("the other rows are not in the file: export again as tfrecord or array_record")
-        } else {
-            diagnostic.help("copy or export the file again")
-        }))
-    }
 }
 
-/// Rows that TFDS 4.9.10 writes of a shard of `rows`: batch k is cut from an iterator, that already stands behind the
-/// batches before, as if it still stood at the beginning, and so drops 100 k rows before it takes 100.
-fn rows_kept_by_tfds(rows: u64) -> u64 {
+/// Rows that TFDS 4.9.10 writes of a shard of `rows`. It loses the others: batch k is cut from an iterator, which stands
+/// behind the batches before, as if that stood at the beginning still, and so drops 100 k rows before it takes 100.
+/// A file of exactly so many rows, where dataset_info.json has more, was not damaged; the rows were never in it.
+pub fn rows_kept_by_tfds(rows: u64) -> u64 {
     const TFDS_BATCH: u64 = 100;
     let (mut read, mut kept, mut skipped) = (0, 0, 0);
     loop {

@@ -1,1 +1,8 @@
+//! Templates: how a task is written down, checked and rendered.
+
+pub mod check;
+pub mod definition;
+pub mod engine;
+pub mod options;
 pub mod snippet;
+pub mod types;

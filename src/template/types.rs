@@ -124,12 +124,37 @@ impl Type {
         }
     }
 
-    /// The type with its article, as a sentence takes it: "a list of text", "an int", "text".
+    /// The type with its article, as a sentence takes it: "a list of text", "an int", "text". Attributes of a struct
+    /// are left out.
     pub fn phrase(&self) -> String {
         match self {
-            Type::Int => format!("an {self}"),
-            Type::Text | Type::Choice(_) | Type::None | Type::Any => self.to_string(),
-            _ => format!("a {self}"),
+            Type::Int => "an int".to_owned(),
+            Type::Text | Type::Choice(_) | Type::None | Type::Any => self.short(),
+            _ => format!("a {}", self.short()),
+        }
+    }
+
+    fn short(&self) -> String {
+        match self {
+            Type::Text | Type::Choice(_) => "text".to_owned(),
+            Type::Int => "int".to_owned(),
+            Type::Float => "float".to_owned(),
+            Type::Bool => "bool".to_owned(),
+            Type::List(item) => match &**item {
+                Type::Any => "list".to_owned(),
+                Type::Struct(_) => "list of structs".to_owned(),
+                Type::Tuple(_) => "list of tuples".to_owned(),
+                Type::List(_) => format!("list of {}", item.short().replacen("list", "lists", 1)),
+                item => format!("list of {}", item.short()),
+            },
+            Type::Tuple(items) => match &items.iter().map(Type::short).collect::<Vec<_>>()[..] {
+                [] => "tuple".to_owned(),
+                [only] => format!("tuple of {only}"),
+                [first @ .., last] => format!("tuple of {} and {last}", first.join(", ")),
+            },
+            Type::Struct(_) => "struct".to_owned(),
+            Type::None => "none".to_owned(),
+            Type::Any => "anything".to_owned(),
         }
     }
 }
@@ -139,24 +164,14 @@ pub fn all<'t>(types: impl IntoIterator<Item = &'t Type>) -> Type {
     types.into_iter().cloned().reduce(|a, b| a.join(&b)).unwrap_or(Type::Any)
 }
 
+/// As people say it: "text", "list of text", "struct with `stem`, `choices`".
 impl fmt::Display for Type {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Type::Text | Type::Choice(_) => write!(f, "text"),
-            Type::Int => write!(f, "int"),
-            Type::Float => write!(f, "float"),
-            Type::Bool => write!(f, "bool"),
-            Type::List(item) if **item == Type::Any => write!(f, "list"),
-            Type::List(item) => write!(f, "list of {item}"),
-            Type::Tuple(items) if items.is_empty() => write!(f, "tuple"),
-            Type::Tuple(items) => {
-                let items: Vec<String> = items.iter().map(Type::to_string).collect();
-                write!(f, "tuple of {}", items.join(" and "))
+            Type::Struct(fields) if !fields.is_empty() => {
+                write!(f, "struct with {}", listing(fields.iter().map(|(name, _)| name.as_str())))
             }
-            Type::Struct(fields) if fields.is_empty() => write!(f, "struct"),
-            Type::Struct(fields) => write!(f, "struct with {}", listing(fields.iter().map(|(name, _)| name.as_str()))),
-            Type::None => write!(f, "none"),
-            Type::Any => write!(f, "anything"),
+            _ => f.write_str(&self.short()),
         }
     }
 }
@@ -191,8 +206,11 @@ mod tests {
     fn types_read_as_people_say_them() {
         let question =
             Type::Struct(vec![("stem".into(), Type::Text), ("choices".into(), Type::List(Box::new(Type::Text)))]);
-        assert_eq!(question.phrase(), "a struct with `stem`, `choices`");
-        assert_eq!(Type::List(Box::new(Type::List(Box::new(Type::Int)))).phrase(), "a list of list of int");
+        assert_eq!(question.to_string(), "struct with `stem`, `choices`");
+        assert_eq!(question.phrase(), "a struct");
+        assert_eq!(Type::list(question).phrase(), "a list of structs");
+        assert_eq!(Type::list(Type::list(Type::Int)).phrase(), "a list of lists of int");
+        assert_eq!(Type::Tuple(vec![Type::Int, Type::Text, Type::Bool]).phrase(), "a tuple of int, text and bool");
         assert_eq!(Type::Int.phrase(), "an int");
         assert_eq!(constants(&["a", "b"]).phrase(), "text");
     }

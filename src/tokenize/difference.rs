@@ -15,7 +15,10 @@ pub fn of_encodings(tokenizer: &Tokenizer, text: &str, fast: &[u32], reference: 
     };
     differ(tokenizer, "disagree on a text")
         .note("text", shown(text))
-        .note("text", format!("the first difference is after {place} tokens, {:?}", tail(&tokenizer.decode(&fast[..place]))))
+        .note(
+            "text",
+            format!("the first difference is after {place} tokens, {:?}", tail(&tokenizer.decode(&fast[..place]))),
+        )
         .found(format!("{FAST}: {} in {}", token(fast), around(fast, place)))
         .expected(format!("{REFERENCE}: {} in {}", token(reference), around(reference, place)))
         .into()
@@ -25,7 +28,10 @@ pub fn of_vocabularies(tokenizer: &Tokenizer, id: u32, reference: &str) -> Box<D
     differ(tokenizer, &format!("disagree with the file on what id {id} stands for"))
         .found(format!("{:?} in the file", tokenizer.piece(id)))
         .expected(format!("{reference:?}, which {REFERENCE} makes of it"))
-        .note("note", "added tokens that the model lacks are numbered from its size on, whatever id the file gives them")
+        .note(
+            "note",
+            "added tokens that the model lacks are numbered from its size on, whatever id the file gives them",
+        )
         .into()
 }
 

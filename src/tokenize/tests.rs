@@ -41,7 +41,8 @@ fn every_family_has_the_ids_of_hugging_face() {
         let line: Value = serde_json::from_str(line).unwrap();
         let (name, text) = (line["tokenizer"].as_str().unwrap(), line["text"].as_str().unwrap());
         let tokenizer = &tokenizers[FAMILIES.iter().position(|f| *f == name).unwrap()];
-        let mut expected: Vec<u32> = line["ids"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect();
+        let mut expected: Vec<u32> =
+            line["ids"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect();
         tokenizer.vocabulary.spell_controls(&mut expected, 0);
         assert_eq!(encode(tokenizer, text), expected, "{name} {text:?}");
     }
@@ -74,7 +75,10 @@ fn data_never_becomes_a_control_token() {
                 format!("\n{special}\n"),
             ] {
                 let ids = encode(&tokenizer, &text);
-                assert!(!ids.is_empty() && !ids.iter().any(|&id| tokenizer.vocabulary.is_control(id)), "{name} {text:?}: {ids:?}");
+                assert!(
+                    !ids.is_empty() && !ids.iter().any(|&id| tokenizer.vocabulary.is_control(id)),
+                    "{name} {text:?}: {ids:?}"
+                );
             }
         }
     }
@@ -83,7 +87,8 @@ fn data_never_becomes_a_control_token() {
 #[test]
 fn a_literal_that_the_model_itself_knows_is_spelled() {
     let tokenizer = open("unigram.json");
-    let expected = ["▁", "<", "/", "s", "<unk>"].map(|piece| tokenizer.token_id(piece).or(tokenizer.vocabulary.unknown).unwrap());
+    let expected =
+        ["▁", "<", "/", "s", "<unk>"].map(|piece| tokenizer.token_id(piece).or(tokenizer.vocabulary.unknown).unwrap());
     assert_eq!(encode(&tokenizer, "</s>"), expected);
 }
 
@@ -133,7 +138,10 @@ fn control_tokens_are_found_or_named() {
         assert_eq!(tokenizer.token_id(&end.text), Some(end.id));
         format!("{} {}", end.text, padding.text)
     };
-    assert_eq!(FAMILIES.map(text), ["<eos> <pad>", "<|end_of_text|> <|end_of_text|>", "</s> <unk>", "</s> <pad>", "[SEP] [PAD]"]);
+    assert_eq!(
+        FAMILIES.map(text),
+        ["<eos> <pad>", "<|end_of_text|> <|end_of_text|>", "</s> <unk>", "</s> <pad>", "[SEP] [PAD]"]
+    );
     let tokenizer = open("byte-level-gpt2.json");
     assert_eq!(tokenizer.end_of_sequence(Some("<bos>")).unwrap().text, "<bos>");
     let error = |wanted| tokenizer.end_of_sequence(Some(wanted)).unwrap_err().to_string();
@@ -153,11 +161,48 @@ fn a_file_that_only_the_reference_reads_is_read_with_a_warning() {
 }
 
 #[test]
+fn a_file_that_the_fast_engine_is_known_to_misread_is_left_to_the_reference() {
+    let normalized = |d: &mut Value| {
+        for token in d["added_tokens"].as_array_mut().unwrap() {
+            token["normalized"] = (token["content"] == "Lindwater").into();
+        }
+    };
+    assert_eq!(changed("unigram.json", normalized).unwrap().engine(), REFERENCE);
+    assert_eq!(changed("byte-level-gpt2.json", normalized).unwrap().engine(), FAST);
+
+    let split = |pattern: &'static str| {
+        changed("wordpiece.json", move |d| {
+            let split = serde_json::json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
+            d["pre_tokenizer"] = split;
+        })
+    };
+    assert_eq!(split(r"\w+|[^\w\s]").unwrap().engine(), REFERENCE);
+    assert_eq!(split(r"\p{L}+|[^\p{L}\s]").unwrap().engine(), FAST);
+}
+
+#[test]
 fn a_file_that_both_refuse_is_an_error_with_both_reasons() {
-    let error = changed("byte-level-gpt2.json", |d| d["pre_tokenizer"]["type"] = "Bytes".into()).err().unwrap().to_string();
+    let error =
+        changed("byte-level-gpt2.json", |d| d["pre_tokenizer"]["type"] = "Bytes".into()).err().unwrap().to_string();
     assert!(error.contains(FAST) && error.contains(REFERENCE), "{error}");
-    for text in ["", "{", "[]", "{}", "{\"model\":{\"vocab\":{\"a\":4000000000}}}", "{\"model\":{\"vocab\":{\"a\":1,\"b\":1}}}"] {
+    for text in
+        ["", "{", "[]", "{}", "{\"model\":{\"vocab\":{\"a\":4000000000}}}", "{\"model\":{\"vocab\":{\"a\":1,\"b\":1}}}"]
+    {
         assert_eq!(Tokenizer::from_json("t", text.to_owned()).err().unwrap().code, "bad-tokenizer", "{text}");
+    }
+}
+
+#[test]
+fn texts_with_characters_in_dispute_are_left_to_the_reference() {
+    let tokenizer = open("wordpiece.json");
+    for text in ["keeper\u{2e52}", "a\u{10f86}\u{11800}", "\u{61d}keeper \u{32ff}"] {
+        tokenizer.check_sample(text, &encode(&tokenizer, text)).unwrap();
+        let fast = tokenizer.fast.as_ref().unwrap().encode(text, &as_data()).wait().unwrap();
+        assert_ne!(
+            PipelineToken::cast_slice(fast[0].ids()),
+            encode(&tokenizer, text),
+            "{text:?} is no longer in dispute"
+        );
     }
 }
 
@@ -210,8 +255,30 @@ fn training_says_what_it_cannot_do() {
 /// Arbitrary text, with what added tokens are made of strewn in.
 fn texts() -> impl Strategy<Value = String> {
     let literal = prop::sample::select(vec![
-        "<pad>", "</s>", "<s>", "<unk>", "<eos>", "<mask>", "[SEP]", "[UNK]", "<|user|>", "<|end_of_text|>", "Lindwater", " ", "  ",
-        "\n", "keeper", " the", "'s", "12", "▁", "##", "é", "e\u{301}", "中", "👩‍🚒",
+        "<pad>",
+        "</s>",
+        "<s>",
+        "<unk>",
+        "<eos>",
+        "<mask>",
+        "[SEP]",
+        "[UNK]",
+        "<|user|>",
+        "<|end_of_text|>",
+        "Lindwater",
+        " ",
+        "  ",
+        "\n",
+        "keeper",
+        " the",
+        "'s",
+        "12",
+        "▁",
+        "##",
+        "é",
+        "e\u{301}",
+        "中",
+        "👩‍🚒",
     ]);
     let part = prop_oneof![literal.prop_map(str::to_owned), any::<String>(), "[a-zA-Z ,.'\n0-9]{0,20}", "\\PC{0,8}"];
     prop::collection::vec(part, 0..12).prop_map(|parts| parts.concat())

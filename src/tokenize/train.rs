@@ -30,8 +30,14 @@ pub fn train(
             .found(format!("{vocabulary_size} tokens"))
             .into());
     }
-    if let Some((i, token)) = special_tokens.iter().enumerate().find(|(i, t)| t.is_empty() || special_tokens[..*i].contains(t)) {
-        return Err(Diagnostic::error("bad-special-token", format!("special token {i}, {token:?}, is empty or named twice")).into());
+    if let Some((i, token)) =
+        special_tokens.iter().enumerate().find(|(i, t)| t.is_empty() || special_tokens[..*i].contains(t))
+    {
+        return Err(Diagnostic::error(
+            "bad-special-token",
+            format!("special token {i}, {token:?}, is empty or named twice"),
+        )
+        .into());
     }
     let trainer = BpeTrainer::builder()
         .vocab_size(vocabulary_size)

@@ -56,16 +56,22 @@ pub fn explain(snippet: &Snippet, is_template: bool, error: &minijinja::Error) -
     if detail.starts_with("unexpected end of input") {
         return ended(snippet, is_template, expected);
     }
-    if let Some(what) = detail.strip_prefix("unexpected end of ") {
-        // Said of a string, a comment or a raw block; the place is where it began, or what follows it.
+    if let Some(what @ ("string" | "comment" | "raw block")) = detail.strip_prefix("unexpected end of ") {
+        // The place the parser gives is the end of the text.
         let opener = match what {
             "comment" => text.rfind("{#"),
             "raw block" => text.rfind("{%"),
-            _ => None,
+            _ => unclosed_quote(text, is_template),
         };
         let from = opener.unwrap_or(range.start);
         let first_line = text[from..].lines().next().unwrap_or("").len();
         return syntax(snippet, from..from + first_line, format!("this {what} is never closed"));
+    }
+    if let Some(name) = detail.strip_prefix("cannot assign to reserved variable name ") {
+        return syntax(snippet, range, format!("`{name}` is a reserved name, and cannot be set"));
+    }
+    if detail == "unexpected input after expression" {
+        return syntax(snippet, range, "the expression is complete before this").help("is an operator missing?");
     }
     if detail == "template exceeds maximum recursion limits" {
         return syntax(snippet, range, "this is nested too deeply").help("give parts of it names with `{% set %}`");
@@ -82,10 +88,7 @@ pub fn explain(snippet: &Snippet, is_template: bool, error: &minijinja::Error) -
         None if detail.starts_with("unexpected ") && closes => {
             syntax(snippet, range.clone(), format!("an expression is missing before `{found}`"))
         }
-        None if detail.starts_with("unexpected ")
-            && !found.is_empty()
-            && detail != "unexpected input after expression" =>
-        {
+        None if detail.starts_with("unexpected ") && !found.is_empty() => {
             syntax(snippet, range.clone(), format!("`{found}` cannot stand here"))
         }
         None => syntax(snippet, range, detail.to_owned()),
@@ -94,6 +97,13 @@ pub fn explain(snippet: &Snippet, is_template: bool, error: &minijinja::Error) -
 
 fn syntax(snippet: &Snippet, range: Range<usize>, message: impl Into<String>) -> Diagnostic {
     Diagnostic::error("syntax-error", message).at(snippet.span(range))
+}
+
+/// Where the string begins that the tokenizer stumbles over: at the first quote after the last token it could read.
+fn unclosed_quote(text: &str, is_template: bool) -> Option<usize> {
+    let read = tokenize(text, !is_template, Default::default()).map_while(Result::ok).last();
+    let from = read.map_or(0, |(_, span)| span.end_offset as usize);
+    text.get(from..)?.find(['\'', '"']).map(|at| from + at)
 }
 
 /// The bytes that the error is about, moved onto character boundaries.

@@ -1,0 +1,377 @@
+//! Tasks: definitions checked against the features of their corpora, compiled, and found by name.
+//!
+//! The catalogue is what `template-defs/` and `schemas/` hold, or what the user names in their place; the bundled
+//! ones are part of the binary.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use rust_embed::Embed;
+
+use crate::diag::{Diagnostic, Result, Severity, Source, listing};
+use crate::ingest::info::{self, CorpusName};
+use crate::schema::{Dtype, Feature};
+use crate::storage;
+use crate::template::check;
+use crate::template::definition::{self, Definition};
+use crate::template::engine::{self, Program, Reads};
+use crate::template::types::Type;
+
+#[derive(Embed)]
+#[folder = "template-defs"]
+struct BundledDefinitions;
+
+#[derive(Embed)]
+#[folder = "schemas"]
+struct BundledSchemas;
+
+/// A folder of text files: the bundled one, or one on disk.
+#[derive(Clone, Debug)]
+pub enum Folder {
+    BundledDefinitions,
+    BundledSchemas,
+    Directory(PathBuf),
+}
+
+impl Folder {
+    /// The files below it, as paths with `/`, sorted.
+    fn files(&self) -> Result<Vec<String>> {
+        let mut files: Vec<String> = match self {
+            Folder::BundledDefinitions => BundledDefinitions::iter().map(String::from).collect(),
+            Folder::BundledSchemas => BundledSchemas::iter().map(String::from).collect(),
+            Folder::Directory(root) => {
+                storage::walk(root)?.into_iter().filter_map(|p| p.to_str().map(str::to_owned)).collect()
+            }
+        };
+        files.sort();
+        Ok(files)
+    }
+
+    /// A file's text, or `None` if it is not there.
+    fn read(&self, file: &str) -> Result<Option<String>> {
+        let embedded = match self {
+            Folder::Directory(root) => {
+                let path = root.join(file);
+                return storage::stamp(&path).map(|_| storage::read_text(&path)).transpose();
+            }
+            Folder::BundledDefinitions => BundledDefinitions::get(file),
+            Folder::BundledSchemas => BundledSchemas::get(file),
+        };
+        Ok(embedded.map(|f| String::from_utf8_lossy(&f.data).into_owned()))
+    }
+
+    /// How a file of it is called in messages.
+    fn name(&self, file: &str) -> String {
+        match self {
+            Folder::BundledDefinitions => format!("template-defs/{file}"),
+            Folder::BundledSchemas => format!("schemas/{file}"),
+            Folder::Directory(root) => root.join(file).display().to_string(),
+        }
+    }
+}
+
+/// A definition that has been checked and compiled.
+pub struct Task {
+    pub definition: Definition,
+    /// The features its corpus is expected to have.
+    pub schema: Feature,
+    pub program: Program,
+}
+
+/// All tasks, by name.
+pub struct Catalogue {
+    pub tasks: Vec<Task>,
+    recipes: BTreeMap<String, String>,
+}
+
+/// Reads, checks and compiles every definition of `definitions`; the warnings come with them.
+pub fn load(definitions: &Folder, schemas: &Folder) -> Result<(Catalogue, Vec<Diagnostic>), Vec<Diagnostic>> {
+    let mut diagnostics = Vec::new();
+    let mut tasks: Vec<Task> = Vec::new();
+    let mut recipes = BTreeMap::new();
+    let files = definitions.files().map_err(|d| vec![*d])?;
+    for file in files.iter().filter(|f| f.ends_with(".toml")) {
+        let Some(text) = definitions.read(file).map_err(|d| vec![*d])? else { continue };
+        if let Some(recipe) = file.strip_prefix("recipes/").and_then(|f| f.strip_suffix(".toml")) {
+            recipes.insert(recipe.to_owned(), text);
+            continue;
+        }
+        let source = Source::new(definitions.name(file), text);
+        match definition::read(&source).and_then(|(definition, warnings)| {
+            diagnostics.extend(warnings);
+            Task::new(definition, schemas)
+        }) {
+            Ok((task, warnings)) => {
+                diagnostics.extend(warnings);
+                if let Some(other) = tasks.iter().find(|t| t.name() == task.name()) {
+                    diagnostics.push(
+                        Diagnostic::error("duplicate-task", format!("two tasks are called `{}`", task.name()))
+                            .at(task.definition.task.whole_span())
+                            .label("the name is taken")
+                            .note("note", format!("by {}", other.definition.source.name)),
+                    );
+                }
+                tasks.push(task);
+            }
+            Err(errors) => diagnostics.extend(errors),
+        }
+    }
+    if diagnostics.iter().any(|d| d.severity == Severity::Error) {
+        return Err(diagnostics);
+    }
+    if tasks.is_empty() {
+        let nothing = Diagnostic::error("no-definitions", "there are no task definitions")
+            .expected("files <cluster>/<task>.toml")
+            .found(definitions.name(""));
+        return Err(vec![nothing]);
+    }
+    tasks.sort_by(|a, b| a.name().cmp(b.name()));
+    Ok((Catalogue { tasks, recipes }, diagnostics))
+}
+
+impl Catalogue {
+    pub fn task(&self, name: &str) -> Result<&Task> {
+        self.tasks.iter().find(|t| t.name() == name).ok_or_else(|| {
+            let names = || self.tasks.iter().map(Task::name);
+            Diagnostic::error("unknown-task", format!("there is no task `{name}`"))
+                .did_you_mean(name, names())
+                .note("note", format!("tasks: {}", listing(names())))
+                .into()
+        })
+    }
+
+    /// The text of a recipe that lies beside the definitions.
+    pub fn recipe(&self, name: &str) -> Option<&str> {
+        self.recipes.get(name).map(String::as_str)
+    }
+
+    pub fn recipe_names(&self) -> impl Iterator<Item = &str> {
+        self.recipes.keys().map(String::as_str)
+    }
+}
+
+impl Task {
+    fn new(definition: Definition, schemas: &Folder) -> Result<(Task, Vec<Diagnostic>), Vec<Diagnostic>> {
+        let mut diagnostics = Vec::new();
+        let schema = read_schema(&definition, schemas).map_err(|d| vec![*d])?;
+        let reads = check_definition(&definition, &schema, &mut diagnostics);
+        if diagnostics.iter().any(|d| d.severity == Severity::Error) {
+            return Err(diagnostics);
+        }
+        let program = Program::compile(&definition, &reads)?;
+        Ok((Task { definition, schema, program }, diagnostics))
+    }
+
+    pub fn name(&self) -> &str {
+        &self.definition.task.text
+    }
+
+    /// Compares the features of a corpus with the schema the task was checked against.
+    ///
+    /// # Errors
+    /// A feature that the task reads is missing or of another kind. Differences elsewhere are warnings.
+    pub fn check_corpus(&self, corpus: &CorpusName, features: &Feature, directory: &Path) -> Result<Option<Diagnostic>> {
+        let differences = self.schema.differences(features);
+        if differences.is_empty() {
+            return Ok(None);
+        }
+        let relevant = self.schema.fields().iter().filter(|(name, _)| self.program.features.contains(name) || self.program.features.contains("row"));
+        let broken: Vec<String> = relevant
+            .flat_map(|(name, feature)| {
+                let one = |f: &Feature| Feature::Struct(vec![(name.clone(), f.clone())]);
+                let found = features.fields().iter().find(|(n, _)| n == name);
+                one(feature).differences(&found.map_or(Feature::Struct(Vec::new()), |(_, f)| one(f)))
+            })
+            .collect();
+        let path = directory.join("features.json");
+        let describe = |mut diagnostic: Diagnostic, list: &[String]| {
+            for difference in list {
+                diagnostic = diagnostic.note("differs", difference);
+            }
+            diagnostic.at(&path)
+        };
+        if broken.is_empty() {
+            let message = format!("`{corpus}` differs from its schema where task `{}` does not look", self.name());
+            return Ok(Some(describe(Diagnostic::warning("schema-differs", message), &differences)));
+        }
+        let message = format!("`{corpus}` is not what task `{}` was written for", self.name());
+        Err(describe(Diagnostic::error("schema-differs", message), &broken)
+            .help("export the version that the definition names, or adapt the definition and its schema")
+            .into())
+    }
+}
+
+/// The expected features of a definition's corpus, from `schemas/<name>[/<config>]/<version>/`.
+fn read_schema(definition: &Definition, schemas: &Folder) -> Result<Feature> {
+    let corpus = &definition.corpus;
+    let base = match &corpus.config {
+        Some(config) => format!("{}/{config}", corpus.name),
+        None => corpus.name.clone(),
+    };
+    let version = match &corpus.version {
+        Some(version) => version.clone(),
+        None => {
+            let files = schemas.files()?;
+            let versions = files.iter().filter_map(|f| f.strip_prefix(&format!("{base}/"))?.strip_suffix("/features.json"));
+            versions.max_by_key(|v| info::version_number(v)).unwrap_or("").to_owned()
+        }
+    };
+    let file = format!("{base}/{version}/features.json");
+    let Some(text) = schemas.read(&file)? else {
+        return Err(Diagnostic::error("schema-missing", format!("there is no schema for `{corpus}`"))
+            .at(definition.corpus_place.clone())
+            .label("its features are not known")
+            .expected(schemas.name(&file))
+            .help("copy features.json and the label files of an export there")
+            .into());
+    };
+    let name = schemas.name(&file);
+    let wrong = |found: String| Diagnostic::error("schema", "a schema is not a features.json").at(Path::new(&name)).found(found);
+    let json = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+    let mut feature = Feature::from_json(&json)
+        .map_err(|e| wrong(format!("{} at `{}`, expected {}", e.found, e.path, e.expected)))?;
+    let labels = |label_file: &str| schemas.read(&format!("{base}/{version}/{label_file}"));
+    info::read_labels(&mut feature, "", &labels, &mut Vec::new())?;
+    Ok(feature)
+}
+
+/// Checks a definition against its corpus's features; returns what its parts read.
+fn check_definition(definition: &Definition, schema: &Feature, diagnostics: &mut Vec<Diagnostic>) -> Reads {
+    let features: Vec<(String, Type)> = schema.fields().iter().map(|(n, f)| (n.clone(), type_of(f))).collect();
+    let mut expression_scope = features.clone();
+    expression_scope.push(("row".to_owned(), Type::Struct(features)));
+    let mut reads = Reads::default();
+    if let Some(filter) = &definition.filter {
+        reads.filter = check::expression(filter, &expression_scope, diagnostics).reads;
+    }
+    let mut template_scope: Vec<(String, Type)> = Vec::new();
+    let (mut options, mut answer) = (None, None);
+    for field in &definition.fields {
+        let inferred = check::expression(&field.expression, &expression_scope, diagnostics);
+        check_unlabelled(definition, schema, field, &inferred.reads, &reads.filter, diagnostics);
+        match field.name.as_str() {
+            "options" => options = Some((field, inferred.ty.clone())),
+            "answer" => answer = Some((field, inferred.ty.clone())),
+            _ => {}
+        }
+        // A field stands before a feature of the same name from here on.
+        expression_scope.retain(|(name, _)| name != &field.name);
+        expression_scope.push((field.name.clone(), inferred.ty.clone()));
+        template_scope.push((field.name.clone(), inferred.ty));
+        reads.fields.push(inferred.reads);
+    }
+    match (&options, &answer) {
+        (Some((field, ty)), _) if !matches!(ty, Type::List(_) | Type::Tuple(_) | Type::Any) => diagnostics.push(
+            Diagnostic::error("options-not-a-list", "`options` is not a list")
+                .at(field.expression.whole_span())
+                .label(format!("this is {ty}")),
+        ),
+        (Some((_, options_type)), Some((answer, answer_type))) => {
+            check::answer(&answer.expression, answer_type, options_type, diagnostics);
+        }
+        (Some((field, _)), None) => diagnostics.push(
+            Diagnostic::error("options-without-answer", "there are options and no answer")
+                .at(field.place.clone())
+                .label("`answer` has to be one of these")
+                .help("add `answer = \"options[label]\"`, or whatever picks the right one"),
+        ),
+        _ => {}
+    }
+    if options.is_some() {
+        template_scope.push(("options_".to_owned(), Type::Text));
+    }
+    for template in &definition.templates {
+        let mut read = check::template(&template.inputs, &template_scope, diagnostics);
+        if read.iter().all(|name| name == "options_") {
+            diagnostics.push(
+                Diagnostic::warning("no-field", format!("the inputs of template `{}` use no field", template.name.text))
+                    .at(template.inputs.whole_span())
+                    .label("the same for every row"),
+            );
+        }
+        read.extend(check::template(&template.targets, &template_scope, diagnostics));
+        reads.templates.push(read);
+    }
+    if definition.templates.is_empty() {
+        diagnostics.push(
+            Diagnostic::error("no-template", format!("task `{}` has no template", definition.task.text))
+                .at(definition.task.whole_span())
+                .label("expected at least one [[template]]"),
+        );
+    }
+    reads
+}
+
+/// A label of -1 stands for "unknown", and as an index for the last option: such rows have to be filtered out.
+fn check_unlabelled(
+    definition: &Definition,
+    schema: &Feature,
+    field: &definition::Field,
+    reads: &BTreeSet<String>,
+    filtered: &BTreeSet<String>,
+    diagnostics: &mut Vec<Diagnostic>,
+) {
+    if filtered.contains("row") || field.name != "answer" {
+        return;
+    }
+    let labels = schema.fields().iter().filter(|(_, f)| matches!(f, Feature::Label { .. }));
+    for (name, _) in labels.filter(|(name, _)| reads.contains(name) && !filtered.contains(name)) {
+        diagnostics.push(
+            Diagnostic::warning("unlabelled", format!("rows of `{}` without a label get an answer", definition.task.text))
+                .at(field.expression.whole_span())
+                .label(format!("`{name}` is -1 where it is unknown, which picks the last option"))
+                .help(format!("add `filter = \"{name} >= 0\"`")),
+        );
+    }
+}
+
+/// What an expression sees of a feature.
+fn type_of(feature: &Feature) -> Type {
+    match feature {
+        Feature::Struct(fields) => Type::Struct(fields.iter().map(|(n, f)| (n.clone(), type_of(f))).collect()),
+        Feature::Sequence { item, .. } => lists(item),
+        Feature::Dataset { item, .. } => Type::list(type_of(item)),
+        Feature::Label { .. } => Type::Int,
+        Feature::Opaque { .. } => Type::Any,
+        Feature::Tensor(tensor) => {
+            let scalar = match tensor.dtype {
+                Dtype::String => Type::Text,
+                Dtype::Bool => Type::Bool,
+                Dtype::Float16 | Dtype::Float32 | Dtype::Float64 => Type::Float,
+                _ => Type::Int,
+            };
+            tensor.shape.iter().fold(scalar, |ty, _| Type::list(ty))
+        }
+    }
+}
+
+/// A sequence of a struct is a struct of lists.
+fn lists(item: &Feature) -> Type {
+    match item {
+        Feature::Struct(fields) => Type::Struct(fields.iter().map(|(n, f)| (n.clone(), lists(f))).collect()),
+        other => Type::list(type_of(other)),
+    }
+}
+
+/// A hash of everything in a definition that decides what its prompts say, for the templates of these indices.
+pub fn fingerprint(definition: &Definition, templates: &[usize]) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new();
+    let mut part = |text: &str| {
+        hasher.update(&(text.len() as u64).to_le_bytes());
+        hasher.update(text.as_bytes());
+    };
+    part(engine::ENGINE);
+    part(definition.filter.as_ref().map_or("", |f| &f.text));
+    for field in &definition.fields {
+        part(&field.name);
+        part(&field.expression.text);
+    }
+    for &i in templates {
+        let template = &definition.templates[i];
+        part(&template.name.text);
+        part(template.kind.name());
+        part(&template.inputs.text);
+        part(&template.targets.text);
+    }
+    hasher.finalize()
+}

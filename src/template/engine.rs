@@ -1,0 +1,530 @@
+//! Rendering: a row becomes fields, and fields become prompts, by minijinja 3.1.
+//!
+//! Undefined values are errors, nothing is escaped, nothing can be loaded or included. Every evaluation has a budget
+//! of fuel, so a template can neither hang nor take memory without bound; sources are at most
+//! [`check::LARGEST_SOURCE`] bytes, because the parser's stack grows with them, and the threads that compile and
+//! render have [`STACK_BYTES`] of stack.
+//!
+//! What is compiled lives as long as the process: templates borrow their source and their environment, and both are
+//! static. Sources are interned, so loading a definition twice costs nothing.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock};
+
+use minijinja::value::{Enumerator, Object, ObjectRepr};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Expression, Template, UndefinedBehavior, Value};
+
+use crate::diag::{Diagnostic, Span};
+use crate::example::Datum;
+
+use super::check;
+use super::definition::Definition;
+use super::options;
+use super::snippet::Snippet;
+
+/// The engine as the manifest and every plan hash name it.
+pub const ENGINE: &str = "minijinja 3.1.0";
+
+/// Stack that a thread needs to compile and render any source within the limits.
+pub const STACK_BYTES: usize = 16 << 20;
+
+/// Fuel is 50,000 and one for every 16 bytes of the row: ten times what the hungriest known template takes, and
+/// little enough to stop a loop within milliseconds. The budget belongs to an environment, so rows are put into
+/// classes by size.
+const FUEL: u64 = 50_000;
+const SIZE_CLASSES: [u64; 4] = [1 << 16, 1 << 20, 1 << 24, 1 << 28];
+
+static ENVIRONMENTS: [LazyLock<Environment<'static>>; SIZE_CLASSES.len()] = [
+    LazyLock::new(|| environment(0)),
+    LazyLock::new(|| environment(1)),
+    LazyLock::new(|| environment(2)),
+    LazyLock::new(|| environment(3)),
+];
+
+fn environment(class: usize) -> Environment<'static> {
+    let mut env = Environment::new();
+    env.set_undefined_behavior(UndefinedBehavior::Strict);
+    env.set_auto_escape_callback(|_| AutoEscape::None);
+    let syntax = minijinja::syntax::SyntaxConfig::builder().keep_trailing_newline(true).build();
+    env.set_syntax(syntax.expect("the default delimiters are valid"));
+    env.set_recursion_limit(64);
+    env.set_fuel(Some(FUEL + SIZE_CLASSES[class] / 16));
+    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    env.remove_global("debug");
+    env.add_filter("ascii_lower", |text: &str| text.to_ascii_lowercase());
+    env.add_filter("regex_replace", regex_replace);
+    env
+}
+
+/// The class of the smallest environment whose budget fits a row of `bytes`.
+fn size_class(bytes: usize) -> usize {
+    SIZE_CLASSES.iter().position(|&limit| bytes as u64 <= limit).unwrap_or(SIZE_CLASSES.len() - 1)
+}
+
+/// The text with a static life. Definitions are few and small, and each text is kept once.
+fn intern(text: &str) -> &'static str {
+    static INTERNED: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    // A panic while the lock is held would have to come from the allocator.
+    let mut interned = INTERNED.lock().unwrap_or_else(|e| e.into_inner());
+    match interned.get(text) {
+        Some(known) => known,
+        None => {
+            let leaked: &'static str = Box::leak(text.into());
+            interned.insert(leaked);
+            leaked
+        }
+    }
+}
+
+/// A definition, compiled: what turns decoded rows into prompts.
+pub struct Program {
+    /// Top-level features that have to be decoded.
+    pub features: BTreeSet<String>,
+    /// Names of the expression scope: fields, then features, `row` among them if it is read.
+    expression_names: Arc<[String]>,
+    /// Names of the template scope: fields, then `options_`.
+    template_names: Arc<[String]>,
+    filter: Option<Compiled<Expression<'static, 'static>>>,
+    fields: Vec<FieldProgram>,
+    options: Option<usize>,
+    answer: Option<usize>,
+    templates: Vec<(Compiled<Template<'static, 'static>>, Compiled<Template<'static, 'static>>)>,
+}
+
+/// One source for all size classes, compiled for a class when a row of that size comes.
+struct Compiled<T> {
+    source: &'static str,
+    place: Span,
+    by_class: [OnceLock<T>; SIZE_CLASSES.len()],
+}
+
+enum FieldProgram {
+    /// Not read by anything that is rendered.
+    Unused,
+    Constant(Value),
+    Computed(Compiled<Expression<'static, 'static>>),
+}
+
+/// A row whose fields have been computed, ready for any template.
+pub struct Bound {
+    class: usize,
+    fields: Value,
+    /// The options, if the task has them, as `render` lists them.
+    pub options: Option<Vec<String>>,
+    pub answer: Option<String>,
+}
+
+/// What a template made of a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompt {
+    pub inputs: String,
+    pub targets: String,
+}
+
+/// Why a row gives no prompt, as counted in the manifest.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    pub reason: Reason,
+    pub detail: String,
+    pub place: Option<Span>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// The filter or a field could not be computed, or is undefined.
+    Field,
+    /// The template could not be rendered.
+    Template,
+    /// The answer is none of the options.
+    AnswerNotAnOption,
+    EmptyInputs,
+    EmptyTargets,
+    /// The prompt is longer than allowed and cannot be shortened.
+    TooLong,
+}
+
+impl Reason {
+    pub fn name(self) -> &'static str {
+        match self {
+            Reason::Field => "field",
+            Reason::Template => "template",
+            Reason::AnswerNotAnOption => "answer-not-an-option",
+            Reason::EmptyInputs => "empty-inputs",
+            Reason::EmptyTargets => "empty-targets",
+            Reason::TooLong => "too-long",
+        }
+    }
+}
+
+impl Program {
+    /// Compiles a definition that has been checked; `reads` are, for each field, the filter and the templates, the
+    /// names they read.
+    ///
+    /// # Errors
+    /// What the checker lets pass and the engine does not.
+    pub fn compile(definition: &Definition, reads: &Reads) -> Result<Program, Vec<Diagnostic>> {
+        let needed = reads.needed(definition);
+        let field_names: Vec<String> = definition.fields.iter().map(|f| f.name.clone()).collect();
+        let expression_names: Arc<[String]> =
+            field_names.iter().chain(&needed.features).cloned().collect();
+        let template_names: Arc<[String]> = field_names.iter().cloned().chain(["options_".to_owned()]).collect();
+        let mut errors = Vec::new();
+        let mut fields = Vec::new();
+        for (i, field) in definition.fields.iter().enumerate() {
+            if !needed.fields.contains(&i) {
+                fields.push(FieldProgram::Unused);
+                continue;
+            }
+            let compiled = Compiled::<Expression>::new(&field.expression);
+            let constant = reads.fields[i].is_empty().then(|| compiled.get(0).and_then(|e| e.eval(()))).transpose();
+            fields.push(match constant {
+                Ok(Some(value)) => FieldProgram::Constant(value),
+                Ok(None) => FieldProgram::Computed(compiled),
+                Err(error) => {
+                    errors.push(engine_error(&error, field.expression.whole_span()));
+                    FieldProgram::Unused
+                }
+            });
+        }
+        let filter = definition.filter.as_ref().map(Compiled::<Expression>::new);
+        let templates: Vec<_> = definition
+            .templates
+            .iter()
+            .map(|t| (Compiled::<Template>::new(&t.inputs), Compiled::<Template>::new(&t.targets)))
+            .collect();
+        errors.extend(fields.iter().filter_map(|f| match f {
+            FieldProgram::Computed(compiled) => compiled.get(0).err().map(|e| engine_error(&e, compiled.place.clone())),
+            _ => None,
+        }));
+        errors.extend(filter.iter().filter_map(|c| c.get(0).err().map(|e| engine_error(&e, c.place.clone()))));
+        let sides = templates.iter().flat_map(|(inputs, targets)| [inputs, targets]);
+        errors.extend(sides.filter_map(|c| c.get(0).err().map(|e| engine_error(&e, c.place.clone()))));
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        let position = |name: &str| field_names.iter().position(|n| n == name);
+        Ok(Program {
+            features: needed.features,
+            expression_names,
+            template_names,
+            filter,
+            fields,
+            options: position("options"),
+            answer: position("answer"),
+            templates,
+        })
+    }
+
+    /// The features to decode; `None` where an expression takes the whole `row`.
+    pub fn decoded_features(&self) -> Option<&BTreeSet<String>> {
+        (!self.features.contains("row")).then_some(&self.features)
+    }
+
+    /// Computes the fields of a decoded row of `bytes` bytes. `Ok(None)`: the filter takes the row out.
+    pub fn bind(&self, row: &Datum<'_>, bytes: usize) -> Result<Option<Bound>, Failure> {
+        let class = size_class(bytes);
+        let scope = Arc::new(Scope::new(&self.expression_names));
+        let Datum::Struct(features) = row else {
+            return Err(field_failure("the corpus has no named features".into(), None));
+        };
+        for (name, datum) in features {
+            // Features follow the fields, so a field's slot is never taken for that of a feature.
+            scope.set_from(self.fields.len(), name, || value(datum));
+        }
+        scope.set_from(self.fields.len(), "row", || value(row));
+        let context = Value::from_dyn_object(scope.clone());
+        if let Some(filter) = &self.filter {
+            let kept = filter.get(class).and_then(|f| f.eval(context.clone()));
+            if !kept.map_err(|e| field_failure(explain(&e), Some(filter.place.clone())))?.is_true() {
+                return Ok(None);
+            }
+        }
+        let fields = Arc::new(Scope::new(&self.template_names));
+        for (i, field) in self.fields.iter().enumerate() {
+            let (value, place) = match field {
+                FieldProgram::Unused => continue,
+                FieldProgram::Constant(value) => (value.clone(), None),
+                FieldProgram::Computed(compiled) => {
+                    let value = compiled.get(class).and_then(|e| e.eval(context.clone()));
+                    (value.map_err(|e| field_failure(explain(&e), Some(compiled.place.clone())))?, Some(compiled.place.clone()))
+                }
+            };
+            if value.is_undefined() {
+                return Err(field_failure(format!("field `{}` is undefined", self.template_names[i]), place));
+            }
+            scope.set(i, value.clone());
+            fields.set(i, value);
+        }
+        let options = self.options.and_then(|i| fields.get(i)).map(option_list).transpose()?;
+        let answer = self.answer.and_then(|i| fields.get(i)).map(|v| v.to_string());
+        if let Some(options) = &options {
+            if let Some(answer) = &answer
+                && !options.contains(answer)
+            {
+                return Err(Failure {
+                    reason: Reason::AnswerNotAnOption,
+                    detail: format!("answer {answer:?} is none of {options:?}"),
+                    place: None,
+                });
+            }
+            fields.set(self.template_names.len() - 1, Value::from(options::block(options)));
+        }
+        Ok(Some(Bound { class, fields: Value::from_dyn_object(fields), options, answer }))
+    }
+
+    /// Whether the filter keeps the row.
+    pub fn keeps(&self, row: &Datum<'_>, bytes: usize) -> Result<bool, Failure> {
+        match self.filter {
+            None => Ok(true),
+            Some(_) => self.bind(row, bytes).map(|bound| bound.is_some()),
+        }
+    }
+
+    /// Renders one template over a row's fields.
+    pub fn render(&self, bound: &Bound, template: usize) -> Result<Prompt, Failure> {
+        let (inputs, targets) = &self.templates[template];
+        let side = |compiled: &Compiled<Template<'static, 'static>>| {
+            compiled.get(bound.class).and_then(|t| t.render(bound.fields.clone())).map_err(|e| Failure {
+                reason: Reason::Template,
+                detail: explain(&e),
+                place: Some(compiled.place.clone()),
+            })
+        };
+        let prompt = Prompt { inputs: side(inputs)?, targets: side(targets)? };
+        let empty = |reason, place: &Span| Failure { reason, detail: reason.name().replace('-', " "), place: Some(place.clone()) };
+        if prompt.targets.trim().is_empty() {
+            return Err(empty(Reason::EmptyTargets, &targets.place));
+        }
+        if prompt.inputs.trim().is_empty() {
+            return Err(empty(Reason::EmptyInputs, &inputs.place));
+        }
+        Ok(prompt)
+    }
+}
+
+fn field_failure(detail: String, place: Option<Span>) -> Failure {
+    Failure { reason: Reason::Field, detail, place }
+}
+
+fn option_list(value: Value) -> Result<Vec<String>, Failure> {
+    let items = value.try_iter().map_err(|e| field_failure(format!("`options`: {}", explain(&e)), None))?;
+    Ok(items.map(|item| item.to_string()).collect())
+}
+
+impl<T> Compiled<T> {
+    fn new(snippet: &Snippet) -> Self {
+        Compiled { source: intern(&snippet.text), place: snippet.whole_span(), by_class: Default::default() }
+    }
+
+    fn get_with(&self, class: usize, compile: impl FnOnce(&'static Environment<'static>) -> Result<T, Error>) -> Result<&T, Error> {
+        if let Some(compiled) = self.by_class[class].get() {
+            return Ok(compiled);
+        }
+        if self.source.len() > check::LARGEST_SOURCE {
+            return Err(Error::new(ErrorKind::SyntaxError, "the source is too large"));
+        }
+        let compiled = compile(&ENVIRONMENTS[class])?;
+        Ok(self.by_class[class].get_or_init(|| compiled))
+    }
+}
+
+impl Compiled<Expression<'static, 'static>> {
+    fn get(&self, class: usize) -> Result<&Expression<'static, 'static>, Error> {
+        self.get_with(class, |env| env.compile_expression(self.source))
+    }
+}
+
+impl Compiled<Template<'static, 'static>> {
+    fn get(&self, class: usize) -> Result<&Template<'static, 'static>, Error> {
+        self.get_with(class, |env| env.template_from_str(self.source))
+    }
+}
+
+/// What the parts of a definition read, by name.
+#[derive(Clone, Debug, Default)]
+pub struct Reads {
+    pub filter: BTreeSet<String>,
+    pub fields: Vec<BTreeSet<String>>,
+    /// Inputs and targets together.
+    pub templates: Vec<BTreeSet<String>>,
+}
+
+struct Needed {
+    fields: BTreeSet<usize>,
+    features: BTreeSet<String>,
+}
+
+impl Reads {
+    /// The fields and features that rendering needs. `row` stands for all features; a name that is a field above the
+    /// reader means the field, otherwise the feature.
+    fn needed(&self, definition: &Definition) -> Needed {
+        let mut needed = Needed { fields: BTreeSet::new(), features: self.filter.clone() };
+        let mut wanted: BTreeSet<&str> = ["options", "answer"].into();
+        wanted.extend(self.templates.iter().flatten().map(String::as_str));
+        for (i, field) in definition.fields.iter().enumerate().rev() {
+            if !wanted.remove(field.name.as_str()) {
+                continue;
+            }
+            needed.fields.insert(i);
+            for name in &self.fields[i] {
+                if definition.fields[..i].iter().any(|f| &f.name == name) {
+                    wanted.insert(name);
+                } else {
+                    needed.features.insert(name.clone());
+                }
+            }
+        }
+        needed
+    }
+}
+
+/// The names an expression or template sees, with their values as far as they are set.
+#[derive(Debug)]
+struct Scope {
+    names: Arc<[String]>,
+    values: Box<[OnceLock<Value>]>,
+}
+
+impl Scope {
+    fn new(names: &Arc<[String]>) -> Scope {
+        Scope { names: names.clone(), values: names.iter().map(|_| OnceLock::new()).collect() }
+    }
+
+    fn set(&self, slot: usize, value: Value) {
+        let _ = self.values[slot].set(value); // each slot is set once for a row
+    }
+
+    fn set_from(&self, first: usize, name: &str, value: impl FnOnce() -> Value) {
+        if let Some(slot) = self.names[first..].iter().position(|n| n == name)
+            && self.values[first + slot].get().is_none()
+        {
+            self.set(first + slot, value());
+        }
+    }
+
+    fn get(&self, slot: usize) -> Option<Value> {
+        self.values[slot].get().cloned()
+    }
+}
+
+impl Object for Scope {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Map
+    }
+
+    fn get_value_by_str(self: &Arc<Self>, key: &str) -> Option<Value> {
+        self.names.iter().zip(&self.values).filter(|(name, _)| *name == key).find_map(|(_, value)| value.get().cloned())
+    }
+
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        self.get_value_by_str(key.as_str()?)
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Values(self.names.iter().map(Value::from).collect())
+    }
+}
+
+/// A decoded value as the template engine sees it.
+fn value(datum: &Datum<'_>) -> Value {
+    match datum {
+        Datum::Bool(v) => Value::from(*v),
+        Datum::Int(v) => Value::from(*v),
+        Datum::UInt(v) => Value::from(*v),
+        Datum::F16(bits) => Value::from(f64::from(half::f16::from_bits(*bits))),
+        Datum::F32(v) => Value::from(f64::from(*v)),
+        Datum::F64(v) => Value::from(*v),
+        Datum::Text(text) => Value::from(text.as_ref()),
+        // Rows with invalid text are bad records before they come here; the replacement is for `render`.
+        Datum::Bytes(bytes) => Value::from(String::from_utf8_lossy(bytes).into_owned()),
+        Datum::List(items) => items.iter().map(value).collect(),
+        // TFDS sorts the features of a struct, and so does the map.
+        Datum::Struct(fields) => {
+            Value::from_object(fields.iter().map(|(name, item)| ((*name).to_owned(), value(item))).collect::<BTreeMap<_, _>>())
+        }
+    }
+}
+
+/// An engine error in one line, its causes included.
+fn explain(error: &Error) -> String {
+    let mut text = match error.detail() {
+        Some(detail) => format!("{}: {detail}", error.kind()),
+        None => error.kind().to_string(),
+    };
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        text.push_str(&format!(", because {inner}"));
+        cause = inner.source();
+    }
+    text
+}
+
+fn engine_error(error: &Error, place: Span) -> Diagnostic {
+    Diagnostic::error("template", explain(error)).at(place).label("refused by the template engine")
+}
+
+/// `regex_replace(pattern, with)`: replaces every match, as RE2 in TensorFlow does: `\w`, `\d`, `\s` and `\b` are
+/// ASCII, `.` is any character but a newline, and `\1` in `with` is the first group.
+fn regex_replace(text: &str, pattern: &str, with: &str) -> Result<String, Error> {
+    static COMPILED: Mutex<Option<HashMap<String, regex::Regex>>> = Mutex::new(None);
+    let regex = {
+        let mut compiled = COMPILED.lock().unwrap_or_else(|e| e.into_inner());
+        let compiled = compiled.get_or_insert_default();
+        match compiled.get(pattern) {
+            Some(regex) => regex.clone(),
+            None => {
+                let regex = regex::RegexBuilder::new(&ascii_classes(pattern))
+                    .size_limit(1 << 20)
+                    .build()
+                    .map_err(|e| Error::new(ErrorKind::InvalidOperation, format!("pattern {pattern:?}: {e}")))?;
+                compiled.insert(pattern.to_owned(), regex.clone());
+                regex
+            }
+        }
+    };
+    let mut template = String::new();
+    let mut characters = with.chars();
+    while let Some(c) = characters.next() {
+        match c {
+            '$' => template.push_str("$$"),
+            '\\' => match characters.next() {
+                Some(digit @ '0'..='9') => template.push_str(&format!("${{{digit}}}")),
+                Some(other) => template.push(other),
+                None => template.push('\\'),
+            },
+            c => template.push(c),
+        }
+    }
+    Ok(match regex.replace_all(text, template.as_str()) {
+        Cow::Borrowed(text) => text.to_owned(),
+        Cow::Owned(text) => text,
+    })
+}
+
+/// Spells the Perl classes of a pattern out as RE2's ASCII sets.
+fn ascii_classes(pattern: &str) -> String {
+    let mut out = String::new();
+    let mut characters = pattern.chars();
+    while let Some(c) = characters.next() {
+        if c != '\\' {
+            out.push(c);
+            continue;
+        }
+        match characters.next() {
+            Some('w') => out.push_str("[0-9A-Za-z_]"),
+            Some('W') => out.push_str("[^0-9A-Za-z_]"),
+            Some('d') => out.push_str("[0-9]"),
+            Some('D') => out.push_str("[^0-9]"),
+            Some('s') => out.push_str("[\\t\\n\\x0C\\r ]"),
+            Some('S') => out.push_str("[^\\t\\n\\x0C\\r ]"),
+            Some('b') => out.push_str("(?-u:\\b)"),
+            Some('B') => out.push_str("(?-u:\\B)"),
+            Some(other) => out.extend(['\\', other]),
+            None => out.push('\\'),
+        }
+    }
+    out
+}
+
