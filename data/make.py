@@ -21,7 +21,7 @@ DATA = Path(__file__).parent
 ROWS = DATA / "rows"
 SCHEMAS = DATA.parent / "schemas"
 
-# Corpus, version, and the number of shards of the splits that have more than one.
+# Corpus, version, and the number of shards of those splits that have more than one.
 CORPORA = [
     ("aeslc", "1.0.0", {}),
     ("feature_kinds", "1.0.0", {"train": 2, "test": 2}),
@@ -271,7 +271,7 @@ def main():
     files = {path: content for entry in CORPORA for path, content in corpus_files(*entry)}
     for name, config in DEFAULT_CONFIG.items():
         files[DATA / name / ".config" / "metadata.json"] = json.dumps({"default_config_name": config}).encode()
-    on_disk = {p for corpus, *_ in CORPORA for p in (DATA / corpus.split("/")[0]).rglob("*") if p.is_file()}
+    on_disk = {p for corpus, version, _ in CORPORA for p in (DATA / corpus / version).glob("*")}
     stale = sorted(on_disk - set(files))
     changed = [p for p, content in sorted(files.items()) if not p.is_file() or p.read_bytes() != content]
     if sys.argv[1:]:

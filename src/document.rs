@@ -17,7 +17,10 @@ use crate::template::snippet::Snippet;
 ///
 /// # Errors
 /// Every diagnostic of the document, if at least one is an error; otherwise `read`'s warnings come with its result.
-pub fn read<T>(source: &Arc<Source>, read: impl FnOnce(&Table<'_>) -> Option<T>) -> Result<(T, Vec<Diagnostic>), Vec<Diagnostic>> {
+pub fn read<T>(
+    source: &Arc<Source>,
+    read: impl FnOnce(&Table<'_>) -> Option<T>,
+) -> Result<(T, Vec<Diagnostic>), Vec<Diagnostic>> {
     let diagnostics = RefCell::new(Vec::new());
     let (document, errors) = DeTable::parse_recoverable(&source.text);
     if !errors.is_empty() {
@@ -25,7 +28,9 @@ pub fn read<T>(source: &Arc<Source>, read: impl FnOnce(&Table<'_>) -> Option<T>)
             .iter()
             .map(|e| {
                 let range = e.span().unwrap_or(0..0);
-                Diagnostic::error("toml", e.message().to_owned()).at(Span { source: source.clone(), range }).label("not valid TOML")
+                Diagnostic::error("toml", e.message().to_owned())
+                    .at(Span { source: source.clone(), range })
+                    .label("not valid TOML")
             })
             .collect());
     }
@@ -41,7 +46,9 @@ pub fn read<T>(source: &Arc<Source>, read: impl FnOnce(&Table<'_>) -> Option<T>)
     drop(table);
     let diagnostics = diagnostics.into_inner();
     match value {
-        Some(value) if diagnostics.iter().all(|d| d.severity < crate::diag::Severity::Error) => Ok((value, diagnostics)),
+        Some(value) if diagnostics.iter().all(|d| d.severity < crate::diag::Severity::Error) => {
+            Ok((value, diagnostics))
+        }
         _ => Err(diagnostics),
     }
 }
@@ -78,9 +85,11 @@ impl<'t> Table<'t> {
 
     fn wrong_type(&self, key: &str, expected: &str, found: &DeValue, range: Range<usize>) {
         self.complain(
-            Diagnostic::error("wrong-type", format!("`{key}` is not {expected}"))
-                .at(self.place(range))
-                .label(format!("expected {expected}, found {} {}", article(found.type_str()), found.type_str())),
+            Diagnostic::error("wrong-type", format!("`{key}` is not {expected}")).at(self.place(range)).label(format!(
+                "expected {expected}, found {} {}",
+                article(found.type_str()),
+                found.type_str()
+            )),
         );
     }
 
@@ -137,13 +146,16 @@ impl<'t> Table<'t> {
     pub fn word_or_integer(&self, key: &'static str, words: &[&str], number: bool) -> Option<WordOrInteger> {
         let (value, range) = self.get(key)?;
         match value {
-            DeValue::String(word) if words.contains(&word.as_ref()) => return Some(WordOrInteger::Word(word.to_string())),
+            DeValue::String(word) if words.contains(&word.as_ref()) => {
+                return Some(WordOrInteger::Word(word.to_string()));
+            }
             DeValue::Integer(_) if number => return self.integer(key).map(WordOrInteger::Integer),
             _ => {}
         }
         let expected = format!("{}{}", if number { "a number or one of " } else { "" }, listing(words.iter().copied()));
-        let mut diagnostic =
-            Diagnostic::error("wrong-value", format!("`{key}` has a value that is not known")).at(self.place(range)).label(format!("expected {expected}"));
+        let mut diagnostic = Diagnostic::error("wrong-value", format!("`{key}` has a value that is not known"))
+            .at(self.place(range))
+            .label(format!("expected {expected}"));
         if let DeValue::String(word) = value {
             diagnostic = diagnostic.did_you_mean(word, words.iter().copied());
         }
@@ -234,7 +246,8 @@ impl<'t> Table<'t> {
     }
 
     fn nested<T>(&self, entries: &DeTable<'_>, span: Range<usize>, read: impl FnOnce(&Table<'_>) -> T) -> T {
-        let table = Table { source: self.source, entries, span, taken: RefCell::default(), diagnostics: self.diagnostics };
+        let table =
+            Table { source: self.source, entries, span, taken: RefCell::default(), diagnostics: self.diagnostics };
         let value = read(&table);
         table.finish();
         value

@@ -1,12 +1,20 @@
 #![deny(unsafe_code)]
+pub mod cli;
+pub mod compile;
 pub mod diag;
 pub mod document;
-pub mod storage;
-pub mod seed;
 pub mod example;
-pub mod schema;
+pub mod expand;
 pub mod ingest;
-pub mod template;
+pub mod link;
+pub mod mixture;
+pub mod pack;
+pub mod plan;
+pub mod schema;
+pub mod seed;
+pub mod select;
+pub mod shard;
+pub mod storage;
 pub mod task;
+pub mod template;
 pub mod tokenize;
-pub mod cli;

@@ -21,14 +21,25 @@ pub enum Feature {
     /// Named features, sorted by name.
     Struct(Vec<(String, Feature)>),
     /// A list; of a struct, it is decoded to a struct of lists.
-    Sequence { item: Box<Feature>, length: Option<u64> },
+    Sequence {
+        item: Box<Feature>,
+        length: Option<u64>,
+    },
     /// Stored like a sequence, decoded to a list of structs.
-    Dataset { item: Box<Feature>, length: Option<u64> },
+    Dataset {
+        item: Box<Feature>,
+        length: Option<u64>,
+    },
     Tensor(Tensor),
     /// An integer that names a class; `names` is empty where the corpus has no label file. -1 is "unknown".
-    Label { classes: u64, names: Vec<String> },
+    Label {
+        classes: u64,
+        names: Vec<String>,
+    },
     /// Images, audio and video: known, and of no use in a template.
-    Opaque { class: String },
+    Opaque {
+        class: String,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -278,7 +289,19 @@ fn parse_envelope(class: &str, content: &Value, proto: bool, path: &str, depth: 
 fn parse_proto(object: &Map<String, Value>, path: &str, depth: usize) -> Result<Feature, SchemaError> {
     let fail = |expected: &str, found: String| SchemaError { path: path.into(), expected: expected.into(), found };
     let class = get(object, "pythonClassName").and_then(Value::as_str).unwrap_or("");
-    let kinds = ["featuresDict", "tensor", "classLabel", "text", "translation", "sequence", "boundingBox", "image", "video", "audio", "jsonFeature"];
+    let kinds = [
+        "featuresDict",
+        "tensor",
+        "classLabel",
+        "text",
+        "translation",
+        "sequence",
+        "boundingBox",
+        "image",
+        "video",
+        "audio",
+        "jsonFeature",
+    ];
     let Some((kind, content)) = kinds.iter().find_map(|kind| Some((*kind, get(object, kind)?))) else {
         let keys: Vec<&str> = object.keys().map(String::as_str).filter(|k| *k != "pythonClassName").collect();
         return Err(fail(&format!("one of {}", kinds.join(", ")), format!("{} of class {class}", keys.join(", "))));
@@ -340,7 +363,8 @@ fn parse_proto(object: &Map<String, Value>, path: &str, depth: usize) -> Result<
         })),
         "jsonFeature" => {
             let text = get_in(content, "json").and_then(Value::as_str).unwrap_or("{}");
-            let content: Value = serde_json::from_str(text).map_err(|e| fail("JSON in `jsonFeature`", e.to_string()))?;
+            let content: Value =
+                serde_json::from_str(text).map_err(|e| fail("JSON in `jsonFeature`", e.to_string()))?;
             parse_envelope(class, &content, false, path, depth + 1)
         }
         _ => Ok(Feature::Opaque { class: class.to_owned() }),

@@ -23,6 +23,12 @@ impl Deref for Mapped {
     }
 }
 
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
 /// Maps a file for reading.
 ///
 /// A file that another process shortens while it is mapped ends this one with SIGBUS; exports and finished shards
@@ -121,7 +127,12 @@ impl Pending {
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("unnamed");
         let temporary = directory.join(format!(".{name}{TEMPORARY}"));
         let file = File::create(&temporary).map_err(|e| failure("create", &temporary, &e))?;
-        Ok(Pending { file: BufWriter::with_capacity(1 << 16, file), temporary, path: path.to_owned(), committed: false })
+        Ok(Pending {
+            file: BufWriter::with_capacity(1 << 16, file),
+            temporary,
+            path: path.to_owned(),
+            committed: false,
+        })
     }
 
     /// Makes the file whole under its name: flush, fsync, rename, fsync of the directory.
@@ -154,6 +165,36 @@ impl Drop for Pending {
         if !self.committed {
             let _ = fs::remove_file(&self.temporary); // nothing better can be done while unwinding
         }
+    }
+}
+
+/// A file for this run alone, which nobody reads after it: neither synced nor renamed.
+pub struct Scratch {
+    file: BufWriter<File>,
+    path: PathBuf,
+}
+
+impl Scratch {
+    pub fn create(path: &Path) -> Result<Scratch> {
+        let directory = path.parent().unwrap_or(Path::new("."));
+        fs::create_dir_all(directory).map_err(|e| failure("create", directory, &e))?;
+        let file = File::create(path).map_err(|e| failure("create", path, &e))?;
+        Ok(Scratch { file: BufWriter::with_capacity(1 << 16, file), path: path.to_owned() })
+    }
+
+    /// Hands what is buffered to the system, so that the file can be mapped.
+    pub fn close(mut self) -> Result<()> {
+        self.file.flush().map_err(|e| failure("write", &self.path, &e))
+    }
+}
+
+impl Write for Scratch {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.file.write(buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
     }
 }
 
@@ -202,7 +243,12 @@ pub struct Lock {
 pub fn lock(path: &Path) -> Result<Lock> {
     let directory = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(directory).map_err(|e| failure("create", directory, &e))?;
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(|e| failure("create", path, &e))?;
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(|e| failure("create", path, &e))?;
     match file.try_lock() {
         Ok(()) => Ok(Lock { _file: file }),
         Err(fs::TryLockError::WouldBlock) => Err(Diagnostic::error("output-busy", "another run is writing here")

@@ -14,7 +14,7 @@ use crate::schema::{Dtype, Feature};
 use crate::storage;
 use crate::template::check;
 use crate::template::definition::{self, Definition};
-use crate::template::engine::{self, Program, Reads};
+use crate::template::engine::{self, Program, Reads, TemplateReads};
 use crate::template::types::Type;
 
 #[derive(Embed)]
@@ -170,12 +170,21 @@ impl Task {
     ///
     /// # Errors
     /// A feature that the task reads is missing or of another kind. Differences elsewhere are warnings.
-    pub fn check_corpus(&self, corpus: &CorpusName, features: &Feature, directory: &Path) -> Result<Option<Diagnostic>> {
+    pub fn check_corpus(
+        &self,
+        corpus: &CorpusName,
+        features: &Feature,
+        directory: &Path,
+    ) -> Result<Option<Diagnostic>> {
         let differences = self.schema.differences(features);
         if differences.is_empty() {
             return Ok(None);
         }
-        let relevant = self.schema.fields().iter().filter(|(name, _)| self.program.features.contains(name) || self.program.features.contains("row"));
+        let relevant = self
+            .schema
+            .fields()
+            .iter()
+            .filter(|(name, _)| self.program.features.contains(name) || self.program.features.contains("row"));
         let broken: Vec<String> = relevant
             .flat_map(|(name, feature)| {
                 let one = |f: &Feature| Feature::Struct(vec![(name.clone(), f.clone())]);
@@ -212,7 +221,8 @@ fn read_schema(definition: &Definition, schemas: &Folder) -> Result<Feature> {
         Some(version) => version.clone(),
         None => {
             let files = schemas.files()?;
-            let versions = files.iter().filter_map(|f| f.strip_prefix(&format!("{base}/"))?.strip_suffix("/features.json"));
+            let versions =
+                files.iter().filter_map(|f| f.strip_prefix(&format!("{base}/"))?.strip_suffix("/features.json"));
             versions.max_by_key(|v| info::version_number(v)).unwrap_or("").to_owned()
         }
     };
@@ -226,7 +236,9 @@ fn read_schema(definition: &Definition, schemas: &Folder) -> Result<Feature> {
             .into());
     };
     let name = schemas.name(&file);
-    let wrong = |found: String| Diagnostic::error("schema", "a schema is not a features.json").at(Path::new(&name)).found(found);
+    let wrong = |found: String| {
+        Diagnostic::error("schema", "a schema is not a features.json").at(Path::new(&name)).found(found)
+    };
     let json = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
     let mut feature = Feature::from_json(&json)
         .map_err(|e| wrong(format!("{} at `{}`, expected {}", e.found, e.path, e.expected)))?;
@@ -281,16 +293,19 @@ fn check_definition(definition: &Definition, schema: &Feature, diagnostics: &mut
         template_scope.push(("options_".to_owned(), Type::Text));
     }
     for template in &definition.templates {
-        let mut read = check::template(&template.inputs, &template_scope, diagnostics);
-        if read.iter().all(|name| name == "options_") {
+        let inputs = check::template(&template.inputs, &template_scope, diagnostics);
+        if inputs.iter().all(|name| name == "options_") {
             diagnostics.push(
-                Diagnostic::warning("no-field", format!("the inputs of template `{}` use no field", template.name.text))
-                    .at(template.inputs.whole_span())
-                    .label("the same for every row"),
+                Diagnostic::warning(
+                    "no-field",
+                    format!("the inputs of template `{}` use no field", template.name.text),
+                )
+                .at(template.inputs.whole_span())
+                .label("the same for every row"),
             );
         }
-        read.extend(check::template(&template.targets, &template_scope, diagnostics));
-        reads.templates.push(read);
+        let targets = check::template(&template.targets, &template_scope, diagnostics);
+        reads.templates.push(TemplateReads { inputs, targets });
     }
     if definition.templates.is_empty() {
         diagnostics.push(
@@ -317,10 +332,13 @@ fn check_unlabelled(
     let labels = schema.fields().iter().filter(|(_, f)| matches!(f, Feature::Label { .. }));
     for (name, _) in labels.filter(|(name, _)| reads.contains(name) && !filtered.contains(name)) {
         diagnostics.push(
-            Diagnostic::warning("unlabelled", format!("rows of `{}` without a label get an answer", definition.task.text))
-                .at(field.expression.whole_span())
-                .label(format!("`{name}` is -1 where it is unknown, which picks the last option"))
-                .help(format!("add `filter = \"{name} >= 0\"`")),
+            Diagnostic::warning(
+                "unlabelled",
+                format!("rows of `{}` without a label get an answer", definition.task.text),
+            )
+            .at(field.expression.whole_span())
+            .label(format!("`{name}` is -1 where it is unknown, which picks the last option"))
+            .help(format!("add `filter = \"{name} >= 0\"`")),
         );
     }
 }

@@ -4,6 +4,7 @@
 //! the templates or the recipe is wrong, and stderr says what; 2 usage.
 
 mod check;
+mod compile;
 mod render;
 mod rows;
 mod tasks;
@@ -27,6 +28,7 @@ struct Flanc {
 
 #[derive(Subcommand)]
 enum Command {
+    Compile(compile::Compile),
     Check(check::Check),
     Tasks(tasks::Tasks),
     Rows(rows::Rows),
@@ -55,7 +57,10 @@ struct Definitions {
 impl Definitions {
     fn load(&self) -> Result<(Catalogue, Vec<Diagnostic>), Failure> {
         let folder = |path: &Option<PathBuf>, bundled| path.clone().map_or(bundled, Folder::Directory);
-        Ok(task::load(&folder(&self.templates, Folder::BundledDefinitions), &folder(&self.schemas, Folder::BundledSchemas))?)
+        Ok(task::load(
+            &folder(&self.templates, Folder::BundledDefinitions),
+            &folder(&self.schemas, Folder::BundledSchemas),
+        )?)
     }
 }
 
@@ -93,6 +98,7 @@ impl From<io::Error> for Failure {
 pub fn run() -> ExitCode {
     let flanc = Flanc::parse();
     let outcome = match flanc.command {
+        Command::Compile(command) => command.run(),
         Command::Check(command) => command.run(),
         Command::Tasks(command) => command.run(),
         Command::Rows(command) => command.run(),

@@ -53,16 +53,21 @@ impl Render {
                 Some(i) => vec![i],
                 None => {
                     return Err(Failure::Diagnostics(vec![
-                        Diagnostic::error("unknown-template", format!("task `{}` has no template `{name}`", task.name()))
-                            .did_you_mean(name, names.iter().copied())
-                            .note("note", format!("templates: {}", listing(names))),
+                        Diagnostic::error(
+                            "unknown-template",
+                            format!("task `{}` has no template `{name}`", task.name()),
+                        )
+                        .did_you_mean(name, names.iter().copied())
+                        .note("note", format!("templates: {}", listing(names))),
                     ]));
                 }
             },
         };
         let wanted = task.program.decoded_features();
         let decoder = Decoder::new(&corpus.info.features, wanted).map_err(|(path, class)| {
-            Box::new(Diagnostic::error("feature-kind", format!("feature `{path}` is no text and no number")).found(class))
+            Box::new(
+                Diagnostic::error("feature-kind", format!("feature `{path}` is no text and no number")).found(class),
+            )
         })?;
         let mut out = BufWriter::new(std::io::stdout().lock());
         let mut problems = Vec::new();
@@ -93,8 +98,11 @@ impl Render {
                     };
                     problems.extend(oddities.iter().map(|o| row.oddity(o)));
                     let failed = |failure: engine::Failure| {
-                        Diagnostic::warning(failure.reason.name(), format!("a row of `{}` gives no prompt: {}", task.name(), failure.detail))
-                            .at(row.place())
+                        Diagnostic::warning(
+                            failure.reason.name(),
+                            format!("a row of `{}` gives no prompt: {}", task.name(), failure.detail),
+                        )
+                        .at(row.place())
                     };
                     let bound = match task.program.bind(&datum, row.payload.len()) {
                         Ok(Some(bound)) => bound,
@@ -108,7 +116,13 @@ impl Render {
                         match task.program.render(&bound, template) {
                             Ok(prompt) => {
                                 let text = if self.json {
-                                    self.line(&part.split, row.index, &task.definition.templates[template], &prompt, &bound)
+                                    self.line(
+                                        &part.split,
+                                        row.index,
+                                        &task.definition.templates[template],
+                                        &prompt,
+                                        &bound,
+                                    )
                                 } else {
                                     let name = &task.definition.templates[template].name.text;
                                     format!(

@@ -28,7 +28,9 @@ impl Tasks {
         let tasks: Vec<&Task> = catalogue
             .tasks
             .iter()
-            .filter(|t| self.cluster.as_ref().is_none_or(|c| c == &t.definition.cluster || c == &t.definition.code_cluster))
+            .filter(|t| {
+                self.cluster.as_ref().is_none_or(|c| c == &t.definition.cluster || c == &t.definition.code_cluster)
+            })
             .collect();
         let mut out = String::new();
         if self.json {
@@ -45,9 +47,15 @@ impl Tasks {
             out.push_str(&format!("{cluster}\n"));
             for task in tasks {
                 let d = &task.definition;
-                let turned = d.templates.iter().filter(|t| t.kind == crate::template::definition::Kind::TurnedAround).count();
+                let turned =
+                    d.templates.iter().filter(|t| t.kind == crate::template::definition::Kind::TurnedAround).count();
                 let templates = format!("{} + {turned}", d.templates.len() - turned);
-                out.push_str(&format!("  {:<28} {:<40} {templates:<7} {}\n", task.name(), d.corpus.to_string(), d.licence));
+                out.push_str(&format!(
+                    "  {:<28} {:<40} {templates:<7} {}\n",
+                    task.name(),
+                    d.corpus.to_string(),
+                    d.licence
+                ));
             }
         }
         let datasets: BTreeSet<&str> = tasks.iter().map(|t| t.definition.dataset.as_str()).collect();

@@ -62,7 +62,7 @@ const VERSION: u64 = 1;
 /// Largest chunk that is read, in bytes, stored and decoded. With `group_size:1` this is the limit of a record.
 pub const CHUNK_LIMIT: usize = RECORD_LIMIT;
 
-/// Largest footer that is read: an entry is at most 33 bytes, a chunk at least 41, so it is also held to the file's size.
+/// Largest footer that is read. An entry is at most 33 bytes, a chunk at least 41: the file's size is a limit too.
 const FOOTER_LIMIT: usize = 1 << 30;
 
 /// An ArrayRecord file whose index has been read. Records are read from it in any order, by any number of threads.
@@ -125,7 +125,10 @@ impl<B: Deref<Target = [u8]>> ArrayRecordFile<B> {
             match decoder.read(&self.bytes, chunk.offset as usize, held.end - held.start, CHUNK_LIMIT) {
                 Ok(records) => {
                     if let Some(block) = records.bad_block_header.filter(|_| wanted.start == held.start) {
-                        damaged(Damage { diagnostic: bad_block_header(block).at(place), records: held.start..held.start })?;
+                        damaged(Damage {
+                            diagnostic: bad_block_header(block).at(place),
+                            records: held.start..held.start,
+                        })?;
                     }
                     for (index, payload) in held.zip(records) {
                         if wanted.contains(&index) {
@@ -182,10 +185,11 @@ fn check_signature(bytes: &[u8]) -> Result<()> {
         [b'P', b'A', b'R', b'1', ..] => "a Parquet file".to_owned(),
         _ => hex(&bytes[..bytes.len().min(16)]),
     };
-    let diagnostic = Diagnostic::error("not-array-record", "this is not an array_record file, or its beginning is damaged")
-        .expected("the Riegeli signature 83 af 70 d1 0d 88 4a 3f … in the first 64 bytes")
-        .found(found)
-        .help("check the fileFormat of dataset_info.json, and copy or export the file again");
+    let diagnostic =
+        Diagnostic::error("not-array-record", "this is not an array_record file, or its beginning is damaged")
+            .expected("the Riegeli signature 83 af 70 d1 0d 88 4a 3f … in the first 64 bytes")
+            .found(found)
+            .help("check the fileFormat of dataset_info.json, and copy or export the file again");
     Err(diagnostic.into())
 }
 
@@ -193,10 +197,13 @@ fn check_signature(bytes: &[u8]) -> Result<()> {
 fn read_postscript(bytes: &[u8]) -> Result<usize> {
     let incomplete = |found: String| {
         Box::new(
-            Diagnostic::error("array-record-incomplete", "the array_record file has lost its end, and with it its index")
-                .expected("a length that is a multiple of 65536, with the postscript in the last 65536 bytes")
-                .found(found)
-                .help("the file was cut short, or its writer was never closed: copy or export it again"),
+            Diagnostic::error(
+                "array-record-incomplete",
+                "the array_record file has lost its end, and with it its index",
+            )
+            .expected("a length that is a multiple of 65536, with the postscript in the last 65536 bytes")
+            .found(found)
+            .help("the file was cut short, or its writer was never closed: copy or export it again"),
         )
     };
     if !bytes.len().is_multiple_of(BLOCK) {
@@ -218,10 +225,12 @@ fn read_postscript(bytes: &[u8]) -> Result<usize> {
     })
     .ok_or_else(|| incomplete(format!("a postscript at byte {last_block} that is not a message")))?;
     match (footer, magic) {
-        (Some(footer), Some(POSTSCRIPT_MAGIC)) if footer >= SIGNATURE.len() as u64 && footer < last_block as u64 => Ok(footer as usize),
-        (Some(footer), Some(POSTSCRIPT_MAGIC)) => Err(incomplete(format!(
-            "a postscript that puts the footer at byte {footer}, outside of 64..{last_block}"
-        ))),
+        (Some(footer), Some(POSTSCRIPT_MAGIC)) if footer >= SIGNATURE.len() as u64 && footer < last_block as u64 => {
+            Ok(footer as usize)
+        }
+        (Some(footer), Some(POSTSCRIPT_MAGIC)) => {
+            Err(incomplete(format!("a postscript that puts the footer at byte {footer}, outside of 64..{last_block}")))
+        }
         _ => Err(incomplete(format!("a chunk without the magic number of array_record at byte {last_block}"))),
     }
 }
@@ -236,8 +245,7 @@ fn read_footer(bytes: &[u8], footer: usize) -> Result<Index> {
         )
     };
     let mut decoder = Decoder::new().map_err(|e| broken(e.to_string()))?;
-    let mut entries =
-        decoder.read_any(bytes, footer, bytes.len().min(FOOTER_LIMIT)).map_err(|d| broken(brief(&d)))?;
+    let mut entries = decoder.read_any(bytes, footer, bytes.len().min(FOOTER_LIMIT)).map_err(|d| broken(brief(&d)))?;
 
     let mut metadata = None;
     let message = entries.next().unwrap_or_default();
@@ -291,7 +299,8 @@ fn three_numbers(message: &[u8]) -> Option<(u64, u64, u64)> {
 
 /// A diagnostic as part of another one's text.
 fn brief(diagnostic: &Diagnostic) -> String {
-    let notes: Vec<_> = diagnostic.notes.iter().filter(|n| n.0 != "help").map(|(k, text)| format!("{k} {text}")).collect();
+    let notes: Vec<_> =
+        diagnostic.notes.iter().filter(|n| n.0 != "help").map(|(k, text)| format!("{k} {text}")).collect();
     if notes.is_empty() { diagnostic.message.clone() } else { format!("{} ({})", diagnostic.message, notes.join("; ")) }
 }
 
@@ -387,7 +396,11 @@ impl<'b> Cursor<'b> {
     }
 
     fn remaining(&self) -> String {
-        format!("{} bytes to the end of the file at byte {}", self.bytes.len().saturating_sub(self.at), self.bytes.len())
+        format!(
+            "{} bytes to the end of the file at byte {}",
+            self.bytes.len().saturating_sub(self.at),
+            self.bytes.len()
+        )
     }
 }
 
@@ -449,11 +462,14 @@ impl Decoder {
         let sizes_bytes = varint(&mut rest).filter(|&n| n <= rest.len() as u64);
         let sizes_bytes = sizes_bytes.ok_or_else(|| misformed("record sizes that reach beyond the chunk"))?;
         let (sizes, values) = rest.split_at(sizes_bytes as usize);
-        let sizes_limit = limit.min(usize::try_from(header.records.saturating_mul(10)).unwrap_or(limit)); // varints of 10 bytes at most
+        // A varint has 10 bytes at most.
+        let sizes_limit = limit.min(usize::try_from(header.records.saturating_mul(10)).unwrap_or(limit));
         let sizes = decompress(&mut self.zstd, compression, sizes, sizes_limit, &mut self.sizes)?;
         let values = decompress(&mut self.zstd, compression, values, limit, &mut self.values)?;
         if values.len() as u64 != header.decoded_bytes {
-            return Err(misformed(format!("{} bytes of records, {} declared", values.len(), header.decoded_bytes)).into());
+            return Err(
+                misformed(format!("{} bytes of records, {} declared", values.len(), header.decoded_bytes)).into()
+            );
         }
         let mut total = Some(0u64);
         let mut unread = sizes;
@@ -527,11 +543,13 @@ fn decompress<'d>(
     match compression {
         b'z' => {
             out.reserve(declared);
-            zstd.decompress_to_buffer(part, out).map_err(|e| misfit(format!("a zstd part that does not decode: {e}")))?;
+            zstd.decompress_to_buffer(part, out)
+                .map_err(|e| misfit(format!("a zstd part that does not decode: {e}")))?;
         }
         b'b' => {
             out.resize(declared, 0);
-            let length = brotli_to_buffer(part, out).ok_or_else(|| misfit("a brotli part that does not decode".to_owned()))?;
+            let length =
+                brotli_to_buffer(part, out).ok_or_else(|| misfit("a brotli part that does not decode".to_owned()))?;
             out.truncate(length);
         }
         b's' => {
@@ -554,7 +572,14 @@ fn brotli_to_buffer(stream: &[u8], out: &mut [u8]) -> Option<usize> {
     let mut state = brotli::BrotliState::new_strict(memory(), memory(), memory());
     let (mut unread, mut read, mut room, mut written, mut total) = (stream.len(), 0, out.len(), 0, 0);
     let result = brotli::BrotliDecompressStream(
-        &mut unread, &mut read, stream, &mut room, &mut written, out, &mut total, &mut state,
+        &mut unread,
+        &mut read,
+        stream,
+        &mut room,
+        &mut written,
+        out,
+        &mut total,
+        &mut state,
     );
     (matches!(result, brotli::BrotliResult::ResultSuccess) && unread == 0).then_some(written)
 }

@@ -52,7 +52,10 @@ pub struct Decoder<'f> {
 enum Node<'f> {
     Struct(Vec<(&'f str, Node<'f>)>),
     /// The struct of lists below it is turned into a list of structs, `depth` lists down.
-    Rows { depth: usize, node: Box<Node<'f>> },
+    Rows {
+        depth: usize,
+        node: Box<Node<'f>>,
+    },
     Leaf(Leaf),
 }
 
@@ -129,7 +132,11 @@ fn lower<'f>(
         Feature::Sequence { item, length } => lower(item, path, &[levels, &[*length]].concat(), keys)?,
         Feature::Dataset { item, length } => {
             let node = lower(item, path, &[levels, &[*length]].concat(), keys)?;
-            if matches!(**item, Feature::Struct(_)) { Node::Rows { depth: levels.len(), node: Box::new(node) } } else { node }
+            if matches!(**item, Feature::Struct(_)) {
+                Node::Rows { depth: levels.len(), node: Box::new(node) }
+            } else {
+                node
+            }
         }
         Feature::Tensor(tensor) => Node::Leaf(leaf(path, levels, tensor.clone(), None, keys)),
         Feature::Label { classes, .. } => {
@@ -140,22 +147,36 @@ fn lower<'f>(
     })
 }
 
-fn leaf(path: String, levels: &[Option<u64>], tensor: Tensor, classes: Option<u64>, keys: &mut Vec<(Vec<u8>, usize)>) -> Leaf {
+fn leaf(
+    path: String,
+    levels: &[Option<u64>],
+    tensor: Tensor,
+    classes: Option<u64>,
+    keys: &mut Vec<(Vec<u8>, usize)>,
+) -> Leaf {
     let mut slot = |key: String| {
         keys.push((key.into_bytes(), keys.len()));
         keys.len() - 1
     };
     let ragged = levels.len() >= 2;
     let values = slot(if ragged { format!("{path}/ragged_flat_values") } else { path.clone() });
-    let row_lengths =
-        (0..if ragged { levels.len() - 1 } else { 0 }).map(|i| slot(format!("{path}/ragged_row_lengths_{i}"))).collect();
+    let row_lengths = (0..if ragged { levels.len() - 1 } else { 0 })
+        .map(|i| slot(format!("{path}/ragged_row_lengths_{i}")))
+        .collect();
     Leaf { path, levels: levels.to_vec(), tensor, classes, values, row_lengths }
 }
 
-fn node<'r, 'f: 'r>(node_: &Node<'f>, slots: &[Option<Values<'r>>], oddities: &mut Vec<Oddity>) -> Result<Datum<'r>, RowError> {
+fn node<'r, 'f: 'r>(
+    node_: &Node<'f>,
+    slots: &[Option<Values<'r>>],
+    oddities: &mut Vec<Oddity>,
+) -> Result<Datum<'r>, RowError> {
     match node_ {
         Node::Struct(fields) => Ok(Datum::Struct(
-            fields.iter().map(|(name, child)| Ok((*name, node(child, slots, oddities)?))).collect::<Result<_, RowError>>()?,
+            fields
+                .iter()
+                .map(|(name, child)| Ok((*name, node(child, slots, oddities)?)))
+                .collect::<Result<_, RowError>>()?,
         )),
         Node::Rows { depth, node: child } => transpose(node(child, slots, oddities)?, *depth),
         Node::Leaf(leaf) => leaf.decode(slots, oddities),
@@ -185,7 +206,11 @@ fn transpose(datum: Datum<'_>, depth: usize) -> Result<Datum<'_>, RowError> {
         }
     }
     let rows = rows.unwrap_or_default().into_iter().map(Datum::Struct);
-    if depth == 0 { Ok(Datum::List(rows.collect())) } else { rows.map(|r| transpose(r, depth - 1)).collect::<Result<_, _>>().map(Datum::List) }
+    if depth == 0 {
+        Ok(Datum::List(rows.collect()))
+    } else {
+        rows.map(|r| transpose(r, depth - 1)).collect::<Result<_, _>>().map(Datum::List)
+    }
 }
 
 impl Leaf {
@@ -301,12 +326,8 @@ impl Leaf {
     fn tensor<'r>(&self, items: &mut impl Iterator<Item = Datum<'r>>, count: usize) -> Result<Datum<'r>, RowError> {
         let count = if self.tensor.encoding == Encoding::None { count } else { self.known() as usize * count };
         let known = self.known();
-        let shape: Vec<u64> = self
-            .tensor
-            .shape
-            .iter()
-            .map(|d| d.unwrap_or(if known == 0 { 0 } else { count as u64 / known }))
-            .collect();
+        let shape: Vec<u64> =
+            self.tensor.shape.iter().map(|d| d.unwrap_or(if known == 0 { 0 } else { count as u64 / known })).collect();
         if shape.iter().product::<u64>() != count as u64 {
             return Err(self.count_error(self.expected_values(), count));
         }

@@ -161,11 +161,13 @@ fn find(name: &CorpusName, data_dirs: &[PathBuf]) -> Result<(PathBuf, String)> {
         .expected("a directory <data-dir>/<name>[/<config>]/<version> that TFDS wrote")
         .found(format!("none in {looked}"));
     if !others.is_empty() {
-        diagnostic = diagnostic.help(format!("these versions are there: {}", listing(others.iter().map(String::as_str))));
+        diagnostic =
+            diagnostic.help(format!("these versions are there: {}", listing(others.iter().map(String::as_str))));
     } else if let Some(config) = missing_config(name, data_dirs)? {
         diagnostic = diagnostic.help(config);
     } else {
-        diagnostic = diagnostic.help("name the directory that tfds.load used as data_dir with --data-dir; it may be given more than once");
+        diagnostic = diagnostic
+            .help("name the directory that tfds.load used as data_dir with --data-dir; it may be given more than once");
     }
     Err(diagnostic.into())
 }
@@ -174,8 +176,11 @@ fn find(name: &CorpusName, data_dirs: &[PathBuf]) -> Result<(PathBuf, String)> {
 fn missing_config(name: &CorpusName, data_dirs: &[PathBuf]) -> Result<Option<String>> {
     for data_dir in data_dirs {
         let entries = storage::list(&data_dir.join(&name.name))?;
-        let configs: Vec<&str> =
-            entries.iter().filter(|(n, d)| *d && !n.starts_with('.') && version_number(n).is_none()).map(|(n, _)| n.as_str()).collect();
+        let configs: Vec<&str> = entries
+            .iter()
+            .filter(|(n, d)| *d && !n.starts_with('.') && version_number(n).is_none())
+            .map(|(n, _)| n.as_str())
+            .collect();
         if !configs.is_empty() {
             return Ok(Some(format!("`{}` has these configs here: {}", name.name, listing(configs))));
         }
@@ -213,8 +218,11 @@ fn read_directory(name: CorpusName, directory: PathBuf) -> Result<CorpusInfo> {
     let dataset = if text("name").is_empty() { name.name.clone() } else { text("name") };
     if dataset != name.name {
         warnings.push(
-            Diagnostic::warning("corpus-renamed", format!("the directory of `{}` holds a corpus that calls itself `{dataset}`", name.name))
-                .at(&info_path),
+            Diagnostic::warning(
+                "corpus-renamed",
+                format!("the directory of `{}` holds a corpus that calls itself `{dataset}`", name.name),
+            )
+            .at(&info_path),
         );
     }
     Ok(CorpusInfo { licence: licence.trim().to_owned(), name, dataset, directory, format, splits, features, warnings })
@@ -255,7 +263,12 @@ fn read_json(path: &Path, what: &str) -> Result<Map<String, Value>> {
 }
 
 /// The format to read: the main one, or an alternative where only that one's files are there.
-fn read_format(info: &Map<String, Value>, path: &Path, directory: &Path, warnings: &mut Vec<Diagnostic>) -> Result<FileFormat> {
+fn read_format(
+    info: &Map<String, Value>,
+    path: &Path,
+    directory: &Path,
+    warnings: &mut Vec<Diagnostic>,
+) -> Result<FileFormat> {
     let main = get(info, "fileFormat").and_then(Value::as_str).unwrap_or("tfrecord");
     let alternatives = get(info, "alternativeFileFormats").and_then(Value::as_array);
     let alternatives: Vec<&str> = alternatives.into_iter().flatten().filter_map(Value::as_str).collect();
@@ -272,7 +285,10 @@ fn read_format(info: &Map<String, Value>, path: &Path, directory: &Path, warning
             let present = storage::list(directory)?.iter().any(|(file, _)| file.contains(&marker));
             if present || (*name == main && alternatives.is_empty()) {
                 if *name != main {
-                    warnings.push(Diagnostic::warning("alternative-format", format!("read as {name}, an alternative to {main}")).at(path));
+                    warnings.push(
+                        Diagnostic::warning("alternative-format", format!("read as {name}, an alternative to {main}"))
+                            .at(path),
+                    );
                 }
                 return Ok(format);
             }
@@ -316,7 +332,9 @@ fn read_splits(info: &Map<String, Value>, path: &Path) -> Result<Vec<SplitInfo>>
         if let Some(declared) = get(split, "numShards").and_then(integer)
             && declared as usize != shard_lengths.len()
         {
-            return Err(wrong(format!("{declared} shards but {} shard lengths in `{name}`", shard_lengths.len())).into());
+            return Err(
+                wrong(format!("{declared} shards but {} shard lengths in `{name}`", shard_lengths.len())).into()
+            );
         }
         let template = get(split, "filepathTemplate").and_then(Value::as_str).filter(|t| !t.is_empty());
         splits.push(SplitInfo { name: name.to_owned(), shard_lengths, template: template.map(str::to_owned) });
@@ -395,12 +413,15 @@ pub fn read_labels(
             };
             *names = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
             if names.len() as u64 != *classes {
-                return Err(Diagnostic::error("label-file", format!("the label file of `{path}` does not fit features.json"))
-                    .at(Path::new(&file))
-                    .expected(format!("{classes} names"))
-                    .found(format!("{}", names.len()))
-                    .help("the files are from different exports; copy or export the corpus again")
-                    .into());
+                return Err(Diagnostic::error(
+                    "label-file",
+                    format!("the label file of `{path}` does not fit features.json"),
+                )
+                .at(Path::new(&file))
+                .expected(format!("{classes} names"))
+                .found(format!("{}", names.len()))
+                .help("the files are from different exports; copy or export the corpus again")
+                .into());
             }
         }
         Feature::Tensor(_) | Feature::Opaque { .. } => {}

@@ -144,8 +144,12 @@ impl Corpus {
             };
             match container {
                 Container::TfRecord(file) => file.visit(range, &wanted, &mut visit, damaged)?,
-                Container::ArrayRecord(file) => file.visit(range, &mut |r: Record<'_>| if wanted(r.index) { visit(r) } else { Ok(()) }, damaged)?,
-                Container::Parquet(file) => file.visit(range, &mut |r: Record<'_>| if wanted(r.index) { visit(r) } else { Ok(()) }, damaged)?,
+                Container::ArrayRecord(file) => {
+                    file.visit(range, &mut |r: Record<'_>| if wanted(r.index) { visit(r) } else { Ok(()) }, damaged)?
+                }
+                Container::Parquet(file) => {
+                    file.visit(range, &mut |r: Record<'_>| if wanted(r.index) { visit(r) } else { Ok(()) }, damaged)?
+                }
             }
         }
         Ok(())
@@ -176,7 +180,9 @@ impl Corpus {
             FileFormat::Parquet => ParquetFile::open(&shard.path, bytes).map(Container::Parquet),
         };
         let opened = match container {
-            Err(diagnostic) => Opened { container: None, damage: Some(Damage { diagnostic: *diagnostic, records: 0..promised }) },
+            Err(diagnostic) => {
+                Opened { container: None, damage: Some(Damage { diagnostic: *diagnostic, records: 0..promised }) }
+            }
             Ok(container) => {
                 let (records, broken) = match &container {
                     Container::TfRecord(file) => (file.records(), file.broken()),
@@ -185,7 +191,9 @@ impl Corpus {
                 };
                 let damage = match broken {
                     Some(diagnostic) => Some(Damage {
-                        diagnostic: diagnostic.clone().note("note", format!("{records} of {promised} records precede it")),
+                        diagnostic: diagnostic
+                            .clone()
+                            .note("note", format!("{records} of {promised} records precede it")),
                         records: records..promised.max(records + 1),
                     }),
                     None if records != promised => Some(self.miscount(shard, records, empty)),
@@ -211,7 +219,9 @@ impl Corpus {
                  export the corpus as tfrecord or array_record"
             }
             (_, true) => "the file was cut, or is of another export than dataset_info.json; copy or export it again",
-            (_, false) => "the file is of another export than dataset_info.json; the records beyond the count are not read",
+            (_, false) => {
+                "the file is of another export than dataset_info.json; the records beyond the count are not read"
+            }
         };
         let found = if empty { "0 records: the file is empty".to_owned() } else { format!("{records} records") };
         let diagnostic = Diagnostic::error(if short { "shard-short" } else { "shard-long" }, message)

@@ -160,8 +160,8 @@ impl<B: Deref<Target = [u8]> + Send + Sync + 'static> ParquetFile<B> {
     }
 }
 
-/// Rows that TFDS 4.9.10 writes of a shard of `rows`. It loses the others: batch k is cut from an iterator, which stands
-/// behind the batches before, as if that stood at the beginning still, and so drops 100 k rows before it takes 100.
+/// Rows that TFDS 4.9.10 writes of a shard of `rows`. It loses the others: batch k is cut from an iterator, which
+/// stands behind the batches before, as if that stood at the beginning still, and so drops 100 k rows, then takes 100.
 /// A file of exactly so many rows, where dataset_info.json has more, was not damaged; the rows were never in it.
 pub fn rows_kept_by_tfds(rows: u64) -> u64 {
     const TFDS_BATCH: u64 = 100;
@@ -251,11 +251,14 @@ fn read_metadata(bytes: &[u8]) -> Result<(ColumnDescPtr, Vec<RowGroup>)> {
         return Err(broken(format!("{rows} rows in the row groups, {declared} in the file")));
     }
     if let Some(wrong) = row_groups.iter().map(|g| g.compression).find(|&c| !is_supported(c)) {
-        return Err(Diagnostic::error("parquet-compression", "the Parquet file is compressed in a way that TFDS does not use")
-            .expected("snappy, zstd or none")
-            .found(wrong.to_string().to_lowercase())
-            .help("export again with TFDS, which takes snappy")
-            .into());
+        return Err(Diagnostic::error(
+            "parquet-compression",
+            "the Parquet file is compressed in a way that TFDS does not use",
+        )
+        .expected("snappy, zstd or none")
+        .found(wrong.to_string().to_lowercase())
+        .help("export again with TFDS, which takes snappy")
+        .into());
     }
     Ok((column, row_groups))
 }
@@ -270,7 +273,14 @@ fn decode_metadata(bytes: &[u8]) -> Result<(ParquetMetaData, usize)> {
     };
     let end = match bytes.len().checked_sub(8) {
         Some(end) if bytes.starts_with(MAGIC) => end,
-        _ => return Err(cut(format!("{} bytes that begin with `{}`", bytes.len(), bytes[..bytes.len().min(4)].escape_ascii())).into()),
+        _ => {
+            return Err(cut(format!(
+                "{} bytes that begin with `{}`",
+                bytes.len(),
+                bytes[..bytes.len().min(4)].escape_ascii()
+            ))
+            .into());
+        }
     };
     let (length, magic) = bytes[end..].split_at(4);
     if magic != MAGIC {
@@ -308,8 +318,11 @@ fn example_column(metadata: &ParquetMetaData) -> Result<ColumnDescPtr> {
     Err(Diagnostic::error("parquet-table", "this Parquet file is a table of features, not a TFDS export")
         .expected("one binary column `data` with serialized tf.train.Examples, as TFDS writes with file_format=parquet")
         .found(format!("{} columns: {}", names.len(), listing(names.iter().map(String::as_str))))
-        .note("note", "tfds.as_dataframe(…).to_parquet(…) writes such tables; they do not keep the types of features.json")
-        .help("read the dataset's directory as TFDS prepared it; `tfds convert_format --out_file_format=tfrecord` makes one of another format")
+        .note(
+            "note",
+            "tfds.as_dataframe(…).to_parquet(…) writes such tables; the types of features.json are lost in them",
+        )
+        .help("read the directory that TFDS prepared; `tfds convert_format --out_file_format=tfrecord` converts one")
         .into())
 }
 
@@ -372,7 +385,12 @@ impl<B: Deref<Target = [u8]>> Pages<B> {
             if matches!(content, Content::Dictionary { .. }) && std::mem::replace(&mut self.has_dictionary, true) {
                 return Err(found("a second dictionary".to_owned()));
             }
-            let decompressed = decompress(self.compression, stored, header.bytes).map_err(|text| found(text.to_owned()))?;
+            let of_dictionary = matches!(content, Content::Data { encoding, .. } if encoding != Encoding::PLAIN);
+            if of_dictionary && !self.has_dictionary {
+                return Err(found("values of a dictionary, before there is one".to_owned()));
+            }
+            let decompressed =
+                decompress(self.compression, stored, header.bytes).map_err(|text| found(text.to_owned()))?;
             return Ok(Some(match content {
                 Content::Dictionary { values } => Page::DictionaryPage {
                     buf: decompressed.into(),

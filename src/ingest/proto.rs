@@ -108,7 +108,9 @@ fn check_list(kind: Kind, list: Block<'_>) -> Result<usize> {
             continue;
         }
         match (kind, field.payload) {
-            (Kind::Bytes, Payload::Bytes(_)) | (Kind::Float, Payload::Fixed32(_)) | (Kind::Int64, Payload::Varint(_)) => count += 1,
+            (Kind::Bytes, Payload::Bytes(_))
+            | (Kind::Float, Payload::Fixed32(_))
+            | (Kind::Int64, Payload::Varint(_)) => count += 1,
             (Kind::Float, Payload::Bytes(packed)) => {
                 if packed.bytes.len() % 4 != 0 {
                     return Err(WireError { at: packed.at, what: "packed floats whose length is no multiple of 4" });

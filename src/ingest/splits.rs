@@ -89,7 +89,10 @@ fn range(from: Option<Bound>, to: Option<Bound>, split: &SplitInfo, scale: f64) 
 fn absolute(bound: Bound, split: &SplitInfo, scale: f64) -> Result<u64, String> {
     let rows = split.rows() as i64;
     let outside = |n: i64| {
-        format!("row {n} lies outside of `{}`, which has {rows} rows; a smaller `split_scale` in the recipe shrinks carve-outs", split.name)
+        format!(
+            "row {n} lies outside of `{}`, which has {rows} rows; a smaller `split_scale` in the recipe shrinks carve-outs",
+            split.name
+        )
     };
     let resolve = |n: i64| if n < 0 { rows + n } else { n };
     let row = match bound {
@@ -124,7 +127,11 @@ fn parse_bound(text: &str) -> Result<Option<Bound>, String> {
     if text.is_empty() {
         return Ok(None);
     }
-    let wrong = || format!("`{text}` is no bound: expected a row (`200`, `-200`, `30_000`), a percentage (`10%`) or a shard (`2shard`)");
+    let wrong = || {
+        format!(
+            "`{text}` is no bound: expected a row (`200`, `-200`, `30_000`), a percentage (`10%`) or a shard (`2shard`)"
+        )
+    };
     let number = |digits: &str| digits.trim().replace('_', "").parse::<i64>().map_err(|_| wrong());
     Ok(Some(if let Some(percent) = text.strip_suffix('%') {
         Bound::Percent(percent.trim().parse::<f64>().ok().filter(|p| p.is_finite()).ok_or_else(wrong)?)

@@ -122,10 +122,18 @@ impl TfRecordFile {
 /// What is wrong with a frame.
 enum Fault {
     /// Fewer bytes are left than a frame's header takes.
-    HeaderCut { left: usize },
-    LengthChecksum { stored: u32, computed: u32 },
+    HeaderCut {
+        left: usize,
+    },
+    LengthChecksum {
+        stored: u32,
+        computed: u32,
+    },
     /// The payload would end behind the end of the file.
-    PayloadCut { length: u64, left: usize },
+    PayloadCut {
+        length: u64,
+        left: usize,
+    },
 }
 
 /// Checks the frame at `at` and returns where its payload lies.
@@ -162,7 +170,11 @@ impl Fault {
                     .at(place)
                     .expected(format!("CRC-32C {computed:#010x}, computed from the length"))
                     .found(format!("{stored:#010x} in the file"))
-                    .help(if record == 0 { "is this a TFRecord file at all? If so, copy or export it again" } else { lost })
+                    .help(if record == 0 {
+                        "is this a TFRecord file at all? If so, copy or export it again"
+                    } else {
+                        lost
+                    })
             }
             Fault::PayloadCut { length, left } => Diagnostic::error("record-cut", "the file ends inside a record")
                 .at(place)

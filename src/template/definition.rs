@@ -100,8 +100,11 @@ fn read_definition(source: &Arc<Source>, table: &Table<'_>) -> Option<Definition
     let code_cluster = table.text("code_cluster");
     let licence = table.required_text("licence", "what the data may be used for, as far as known");
     let origin = table.text("source");
-    let splits = table
-        .table("splits", |t| Splits { train: t.text("train"), validation: t.text("validation"), test: t.text("test") });
+    let splits = table.table("splits", |t| Splits {
+        train: t.text("train"),
+        validation: t.text("validation"),
+        test: t.text("test"),
+    });
     let filter = table.text("filter");
     let fields = table
         .text_entries("fields")
@@ -113,7 +116,11 @@ fn read_definition(source: &Arc<Source>, table: &Table<'_>) -> Option<Definition
         table.complain(
             Diagnostic::error("field-name", format!("a field cannot be called `{}`", field.name))
                 .at(field.place.clone())
-                .label(if RESERVED.contains(&field.name.as_str()) { "has a meaning of its own" } else { "expected a name such as `premise`" }),
+                .label(if RESERVED.contains(&field.name.as_str()) {
+                    "has a meaning of its own"
+                } else {
+                    "expected a name such as `premise`"
+                }),
         );
     }
     for (i, template) in templates.iter().enumerate() {
@@ -165,7 +172,12 @@ fn read_template(table: &Table<'_>) -> Option<TemplateDefinition> {
     let kind = table.word("kind", &Kind::NAMES);
     let inputs = table.required_text("inputs", "what the model is given");
     let targets = table.required_text("targets", "what the model is to say");
-    Some(TemplateDefinition { name: name?, kind: kind.as_deref().and_then(Kind::parse).unwrap_or(Kind::Original), inputs: inputs?, targets: targets? })
+    Some(TemplateDefinition {
+        name: name?,
+        kind: kind.as_deref().and_then(Kind::parse).unwrap_or(Kind::Original),
+        inputs: inputs?,
+        targets: targets?,
+    })
 }
 
 /// Names that templates and expressions already know.
@@ -177,5 +189,6 @@ fn is_identifier(name: &str) -> bool {
 }
 
 fn is_task_name(name: &str) -> bool {
-    name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
+    name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
 }

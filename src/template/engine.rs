@@ -90,6 +90,8 @@ pub struct Program {
     options: Option<usize>,
     answer: Option<usize>,
     templates: Vec<(Compiled<Template<'static, 'static>>, Compiled<Template<'static, 'static>>)>,
+    /// By template: the fields that its inputs read.
+    input_fields: Vec<Vec<usize>>,
 }
 
 /// One source for all size classes, compiled for a class when a row of that size comes.
@@ -107,12 +109,28 @@ enum FieldProgram {
 }
 
 /// A row whose fields have been computed, ready for any template.
+#[derive(Clone)]
 pub struct Bound {
     class: usize,
-    fields: Value,
+    fields: Arc<Scope>,
     /// The options, if the task has them, as `render` lists them.
     pub options: Option<Vec<String>>,
     pub answer: Option<String>,
+}
+
+impl Bound {
+    /// The same row with another text in a field.
+    pub fn with_field(&self, field: usize, text: &str) -> Bound {
+        let fields = Scope::new(&self.fields.names);
+        for slot in 0..fields.values.len() {
+            match self.fields.get(slot) {
+                _ if slot == field => fields.set(slot, Value::from(text)),
+                Some(value) => fields.set(slot, value),
+                None => {}
+            }
+        }
+        Bound { fields: Arc::new(fields), ..self.clone() }
+    }
 }
 
 /// What a template made of a row.
@@ -167,8 +185,7 @@ impl Program {
     pub fn compile(definition: &Definition, reads: &Reads) -> Result<Program, Vec<Diagnostic>> {
         let needed = reads.needed(definition);
         let field_names: Vec<String> = definition.fields.iter().map(|f| f.name.clone()).collect();
-        let expression_names: Arc<[String]> =
-            field_names.iter().chain(&needed.features).cloned().collect();
+        let expression_names: Arc<[String]> = field_names.iter().chain(&needed.features).cloned().collect();
         let template_names: Arc<[String]> = field_names.iter().cloned().chain(["options_".to_owned()]).collect();
         let mut errors = Vec::new();
         let mut fields = Vec::new();
@@ -214,6 +231,11 @@ impl Program {
             options: position("options"),
             answer: position("answer"),
             templates,
+            input_fields: reads
+                .templates
+                .iter()
+                .map(|read| read.inputs.iter().filter_map(|name| position(name)).collect())
+                .collect(),
         })
     }
 
@@ -248,7 +270,10 @@ impl Program {
                 FieldProgram::Constant(value) => (value.clone(), None),
                 FieldProgram::Computed(compiled) => {
                     let value = compiled.get(class).and_then(|e| e.eval(context.clone()));
-                    (value.map_err(|e| field_failure(explain(&e), Some(compiled.place.clone())))?, Some(compiled.place.clone()))
+                    (
+                        value.map_err(|e| field_failure(explain(&e), Some(compiled.place.clone())))?,
+                        Some(compiled.place.clone()),
+                    )
                 }
             };
             if value.is_undefined() {
@@ -271,7 +296,7 @@ impl Program {
             }
             fields.set(self.template_names.len() - 1, Value::from(options::block(options)));
         }
-        Ok(Some(Bound { class, fields: Value::from_dyn_object(fields), options, answer }))
+        Ok(Some(Bound { class, fields, options, answer }))
     }
 
     /// Whether the filter keeps the row.
@@ -282,18 +307,27 @@ impl Program {
         }
     }
 
+    /// The longest text among the fields that a template's inputs read, options and answer left alone.
+    pub fn longest_field(&self, bound: &Bound, template: usize) -> Option<(usize, String)> {
+        let fields = self.input_fields[template].iter().filter(|&&i| Some(i) != self.answer && Some(i) != self.options);
+        let texts = fields.filter_map(|&i| Some((i, bound.fields.get(i)?.as_str()?.to_owned())));
+        texts.filter(|(_, text)| !text.is_empty()).max_by_key(|(i, text)| (text.len(), std::cmp::Reverse(*i)))
+    }
+
     /// Renders one template over a row's fields.
     pub fn render(&self, bound: &Bound, template: usize) -> Result<Prompt, Failure> {
         let (inputs, targets) = &self.templates[template];
         let side = |compiled: &Compiled<Template<'static, 'static>>| {
-            compiled.get(bound.class).and_then(|t| t.render(bound.fields.clone())).map_err(|e| Failure {
-                reason: Reason::Template,
-                detail: explain(&e),
-                place: Some(compiled.place.clone()),
-            })
+            compiled.get(bound.class).and_then(|t| t.render(Value::from_dyn_object(bound.fields.clone()))).map_err(
+                |e| Failure { reason: Reason::Template, detail: explain(&e), place: Some(compiled.place.clone()) },
+            )
         };
         let prompt = Prompt { inputs: side(inputs)?, targets: side(targets)? };
-        let empty = |reason, place: &Span| Failure { reason, detail: reason.name().replace('-', " "), place: Some(place.clone()) };
+        let empty = |reason, place: &Span| Failure {
+            reason,
+            detail: reason.name().replace('-', " "),
+            place: Some(place.clone()),
+        };
         if prompt.targets.trim().is_empty() {
             return Err(empty(Reason::EmptyTargets, &targets.place));
         }
@@ -318,7 +352,11 @@ impl<T> Compiled<T> {
         Compiled { source: intern(&snippet.text), place: snippet.whole_span(), by_class: Default::default() }
     }
 
-    fn get_with(&self, class: usize, compile: impl FnOnce(&'static Environment<'static>) -> Result<T, Error>) -> Result<&T, Error> {
+    fn get_with(
+        &self,
+        class: usize,
+        compile: impl FnOnce(&'static Environment<'static>) -> Result<T, Error>,
+    ) -> Result<&T, Error> {
         if let Some(compiled) = self.by_class[class].get() {
             return Ok(compiled);
         }
@@ -347,8 +385,13 @@ impl Compiled<Template<'static, 'static>> {
 pub struct Reads {
     pub filter: BTreeSet<String>,
     pub fields: Vec<BTreeSet<String>>,
-    /// Inputs and targets together.
-    pub templates: Vec<BTreeSet<String>>,
+    pub templates: Vec<TemplateReads>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct TemplateReads {
+    pub inputs: BTreeSet<String>,
+    pub targets: BTreeSet<String>,
 }
 
 struct Needed {
@@ -362,7 +405,7 @@ impl Reads {
     fn needed(&self, definition: &Definition) -> Needed {
         let mut needed = Needed { fields: BTreeSet::new(), features: self.filter.clone() };
         let mut wanted: BTreeSet<&str> = ["options", "answer"].into();
-        wanted.extend(self.templates.iter().flatten().map(String::as_str));
+        wanted.extend(self.templates.iter().flat_map(|t| t.inputs.iter().chain(&t.targets)).map(String::as_str));
         for (i, field) in definition.fields.iter().enumerate().rev() {
             if !wanted.remove(field.name.as_str()) {
                 continue;
@@ -441,9 +484,9 @@ fn value(datum: &Datum<'_>) -> Value {
         Datum::Bytes(bytes) => Value::from(String::from_utf8_lossy(bytes).into_owned()),
         Datum::List(items) => items.iter().map(value).collect(),
         // TFDS sorts the features of a struct, and so does the map.
-        Datum::Struct(fields) => {
-            Value::from_object(fields.iter().map(|(name, item)| ((*name).to_owned(), value(item))).collect::<BTreeMap<_, _>>())
-        }
+        Datum::Struct(fields) => Value::from_object(
+            fields.iter().map(|(name, item)| ((*name).to_owned(), value(item))).collect::<BTreeMap<_, _>>(),
+        ),
     }
 }
 
@@ -527,4 +570,3 @@ fn ascii_classes(pattern: &str) -> String {
     }
     out
 }
-

@@ -161,34 +161,49 @@ fn a_file_that_only_the_reference_reads_is_read_with_a_warning() {
 }
 
 #[test]
-fn a_file_that_the_fast_engine_is_known_to_misread_is_left_to_the_reference() {
-    let normalized = |d: &mut Value| {
-        for token in d["added_tokens"].as_array_mut().unwrap() {
-            token["normalized"] = (token["content"] == "Lindwater").into();
+fn files_that_the_fast_engine_is_known_to_misread_are_left_to_the_reference() {
+    let engine = |name: &str, change: &dyn Fn(&mut Value)| changed(name, change).unwrap().engine();
+    let flag = |flag: &'static str| {
+        move |d: &mut Value| {
+            d["added_tokens"].as_array_mut().unwrap().iter_mut().find(|t| t["content"] == "<|user|>").unwrap()[flag] =
+                true.into();
         }
     };
-    assert_eq!(changed("unigram.json", normalized).unwrap().engine(), REFERENCE);
-    assert_eq!(changed("byte-level-gpt2.json", normalized).unwrap().engine(), FAST);
+    assert_eq!(engine("unigram.json", &flag("normalized")), REFERENCE);
+    assert_eq!(engine("byte-level-gpt2.json", &flag("normalized")), FAST);
+    assert_eq!(engine("byte-level-gpt2.json", &flag("single_word")), REFERENCE);
+    assert_eq!(engine("byte-level-gpt2.json", &flag("special")), FAST);
 
-    let split = |pattern: &'static str| {
-        changed("wordpiece.json", move |d| {
-            let split = serde_json::json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
-            d["pre_tokenizer"] = split;
-        })
+    let replace = |pattern: &'static str| {
+        move |d: &mut Value| {
+            d["normalizer"] = serde_json::json!({"type": "Replace", "pattern": {"Regex": pattern}, "content": " "});
+        }
     };
-    assert_eq!(split(r"\w+|[^\w\s]").unwrap().engine(), REFERENCE);
-    assert_eq!(split(r"\p{L}+|[^\p{L}\s]").unwrap().engine(), FAST);
+    assert_eq!(engine("wordpiece.json", &replace(r"[^\w\s]")), REFERENCE);
+    assert_eq!(engine("wordpiece.json", &replace(r"\s+")), FAST);
+    let strip = serde_json::json!({"type": "Strip", "strip_left": true, "strip_right": true});
+    let strip = serde_json::json!({"type": "Sequence", "normalizers": [strip]});
+    assert_eq!(engine("sentencepiece-bpe.json", &|d| d["normalizer"] = strip.clone()), REFERENCE);
+}
+
+#[test]
+fn a_pattern_that_the_fast_engine_refuses_only_when_encoding_is_left_to_the_reference() {
+    let pattern = serde_json::json!({"Regex": r"\p{L}+|[^\p{L}]"});
+    let split = serde_json::json!({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false});
+    let tokenizer = changed("wordpiece.json", |d| d["pre_tokenizer"] = split).unwrap();
+    assert_eq!((tokenizer.engine(), tokenizer.warnings.len()), (REFERENCE, 1));
+    assert!(!encode(&tokenizer, "keeper").is_empty());
 }
 
 #[test]
 fn a_file_that_both_refuse_is_an_error_with_both_reasons() {
     let error =
-        changed("byte-level-gpt2.json", |d| d["pre_tokenizer"]["type"] = "Bytes".into()).err().unwrap().to_string();
+        changed("byte-level-gpt2.json", |d| d["pre_tokenizer"]["type"] = "Bytes".into()).unwrap_err().to_string();
     assert!(error.contains(FAST) && error.contains(REFERENCE), "{error}");
     for text in
         ["", "{", "[]", "{}", "{\"model\":{\"vocab\":{\"a\":4000000000}}}", "{\"model\":{\"vocab\":{\"a\":1,\"b\":1}}}"]
     {
-        assert_eq!(Tokenizer::from_json("t", text.to_owned()).err().unwrap().code, "bad-tokenizer", "{text}");
+        assert_eq!(Tokenizer::from_json("t", text.to_owned()).unwrap_err().code, "bad-tokenizer", "{text}");
     }
 }
 
@@ -204,6 +219,12 @@ fn texts_with_characters_in_dispute_are_left_to_the_reference() {
             "{text:?} is no longer in dispute"
         );
     }
+}
+
+#[test]
+fn a_panic_of_an_engine_is_a_reason() {
+    let outcome = contained(|| -> std::result::Result<(), String> { panic!("as an engine might") });
+    assert_eq!(outcome, Err("the engine panicked".to_owned()));
 }
 
 #[test]
@@ -254,7 +275,7 @@ fn training_says_what_it_cannot_do() {
 
 /// Arbitrary text, with what added tokens are made of strewn in.
 fn texts() -> impl Strategy<Value = String> {
-    let literal = prop::sample::select(vec![
+    let literals = [
         "<pad>",
         "</s>",
         "<s>",
@@ -269,36 +290,83 @@ fn texts() -> impl Strategy<Value = String> {
         " ",
         "  ",
         "\n",
+        "\u{a0}",
         "keeper",
         " the",
+        "ab",
+        "aB",
         "'s",
         "12",
         "▁",
         "##",
+        "Ġ",
         "é",
         "e\u{301}",
         "中",
+        "ﬁ",
         "👩‍🚒",
-    ]);
-    let part = prop_oneof![literal.prop_map(str::to_owned), any::<String>(), "[a-zA-Z ,.'\n0-9]{0,20}", "\\PC{0,8}"];
+    ];
+    let literal = prop::sample::select(literals.to_vec()).prop_map(str::to_owned);
+    let part = prop_oneof![3 => literal, 1 => any::<String>(), 1 => "[a-zA-Z ,.'\n0-9]{0,20}", 1 => "\\PC{0,8}"];
     prop::collection::vec(part, 0..12).prop_map(|parts| parts.concat())
 }
 
+/// A tokenizer of the fixtures with another normalizer and some more added tokens.
+///
+/// `Strip` is not among the normalizers: the reference panics on some texts that become empty.
+fn files() -> impl Strategy<Value = Tokenizer> {
+    let normalizers = prop::sample::select(vec![
+        None,
+        Some(serde_json::json!({"type": "NFC"})),
+        Some(serde_json::json!({"type": "Lowercase"})),
+        Some(serde_json::json!({"type": "Prepend", "prepend": "▁"})),
+    ]);
+    let content =
+        prop::sample::select(vec!["ab", "aB", "é", "e\u{301}", "▁", " the", "12", "中", "ﬁ", "\n", "##", "Ġ", "<s"]);
+    let flags = prop::array::uniform5(prop::bool::weighted(0.25));
+    let tokens = prop::collection::vec((content, flags), 0..4);
+    (prop::sample::select(FAMILIES.to_vec()), normalizers, tokens).prop_map(|(family, normalizer, tokens)| {
+        let known = open(family);
+        let change = |d: &mut Value| {
+            if let Some(normalizer) = normalizer {
+                d["normalizer"] = normalizer;
+            }
+            let mut next = known.vocabulary_size() as u32;
+            let mut added: Vec<&str> = Vec::new();
+            for (content, [single_word, lstrip, rstrip, normalized, special]) in tokens {
+                if added.contains(&content) {
+                    continue;
+                }
+                added.push(content);
+                let id = known.token_id(content).unwrap_or(next);
+                next += u32::from(id == next);
+                d["added_tokens"].as_array_mut().unwrap().push(serde_json::json!({
+                    "id": id, "content": content, "single_word": single_word, "lstrip": lstrip, "rstrip": rstrip,
+                    "normalized": normalized, "special": special,
+                }));
+            }
+        };
+        changed(family, change).unwrap()
+    })
+}
+
+fn agree(tokenizer: &Tokenizer, text: &str) -> std::result::Result<(), TestCaseError> {
+    let ids = encode(tokenizer, text);
+    prop_assert!(!ids.iter().any(|&id| tokenizer.vocabulary.is_control(id)));
+    tokenizer.check_sample(text, &ids).map_err(|difference| TestCaseError::fail(difference.to_string()))
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn both_engines_agree_on_any_text(text in texts()) {
         thread_local!(static TOKENIZERS: [Tokenizer; 5] = FAMILIES.map(open));
-        TOKENIZERS.with(|tokenizers| -> std::result::Result<(), TestCaseError> {
-            for tokenizer in tokenizers {
-                let ids = encode(tokenizer, &text);
-                prop_assert!(!ids.iter().any(|&id| tokenizer.vocabulary.is_control(id)));
-                if let Err(difference) = tokenizer.check_sample(&text, &ids) {
-                    return Err(TestCaseError::fail(difference.to_string()));
-                }
-            }
-            Ok(())
-        })?;
+        TOKENIZERS.with(|tokenizers| tokenizers.iter().try_for_each(|tokenizer| agree(tokenizer, &text)))?;
+    }
+
+    #[test]
+    fn both_engines_agree_on_any_file(tokenizer in files().no_shrink(), texts in prop::collection::vec(texts(), 20)) {
+        texts.iter().try_for_each(|text| agree(&tokenizer, text))?;
     }
 }

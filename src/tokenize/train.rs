@@ -9,9 +9,9 @@ use crate::diag::{Diagnostic, Result};
 
 /// Trains a byte-level BPE tokenizer and returns its `tokenizer.json`, ending in a newline.
 ///
-/// Texts are split by GPT-2's pattern, with no normalization. Ids: the special tokens in their order, the 256 bytes, then
-/// the merges, most frequent first; fewer than `vocabulary_size` if the texts have no more pairs to merge. Literals of the
-/// special tokens in the texts are ordinary text.
+/// Texts are split by GPT-2's pattern, with no normalization. Ids: the special tokens in their order, the 256 bytes,
+/// then the merges, most frequent first; fewer than `vocabulary_size` if the texts have no more pairs to merge.
+/// Literals of the special tokens in the texts are ordinary text.
 ///
 /// The same texts, in whatever order and on any number of threads, give the same bytes: words are only counted, and
 /// the trainer breaks ties between equally frequent pairs by their ids. It counts pairs in 32 bits, so give it at most

@@ -46,7 +46,7 @@ impl Wants {
 /// Filters of the engine, and ours (`ascii_lower`, `regex_replace`).
 pub const FILTERS: &[(&str, Wants)] = &[
     ("abs", Wants::Number),
-    ("ascii_lower", Wants::Printable),
+    ("ascii_lower", Wants::Text),
     ("attr", Wants::Anything),
     ("batch", Wants::Items),
     ("bool", Wants::Anything),
@@ -75,7 +75,7 @@ pub const FILTERS: &[(&str, Wants)] = &[
     ("max", Wants::Items),
     ("min", Wants::Items),
     ("pprint", Wants::Anything),
-    ("regex_replace", Wants::Printable),
+    ("regex_replace", Wants::Text),
     ("reject", Wants::Items),
     ("rejectattr", Wants::List),
     ("replace", Wants::Printable),

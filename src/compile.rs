@@ -1,0 +1,504 @@
+//! Compiling: the phases in their order.
+//!
+//! [`compile`] is the table of contents. What it calls is cut into units, each a pure function of the plan that puts
+//! whole files in place and leaves a receipt; stopping at any moment loses at most the units under way, and running
+//! again goes on with the rest. The manifest is written last.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use rayon::prelude::*;
+use serde_json::json;
+
+use crate::diag::{Diagnostic, Result, Severity};
+use crate::expand::{self, Counts, Object, UNIT_ROWS, Unit};
+use crate::link::{self, Linked};
+use crate::plan::{FORMAT, Plan, Role, SplitName, corpus_identity, mixture_settings, prompt_settings};
+use crate::select::{Selection, select};
+use crate::shard::manifest::{self, Manifest, MixtureEntry, SkippedEntry, SplitEntry, TaskEntry, TokenizerEntry};
+use crate::shard::receipts::{self, Stamp};
+use crate::shard::writer;
+use crate::storage;
+use crate::template::engine;
+
+/// What a run did.
+pub enum Outcome {
+    /// The output is that of this plan already; nothing was written.
+    UpToDate(Manifest),
+    Compiled(Compiled),
+}
+
+pub struct Compiled {
+    pub manifest: Manifest,
+    /// Units taken over from an earlier run.
+    pub reused: usize,
+    pub units: usize,
+    /// Seconds of each phase.
+    pub seconds: Vec<(&'static str, f64)>,
+    /// Bad records that were let pass, rendered.
+    pub bad: Vec<String>,
+}
+
+/// Compiles the plan into `out`. `max_bad_records` unreadable records are skipped; more stop the run, with the list.
+pub fn compile(
+    plan: &Plan<'_>,
+    out: &Path,
+    max_bad_records: u64,
+    progress: &Progress,
+) -> Result<Outcome, Vec<Diagnostic>> {
+    let _lock = storage::lock(&out.join(receipts::DIRECTORY).join("lock")).map_err(one)?;
+    let inputs = stamps(plan).map_err(one)?;
+    if let Some(manifest) = up_to_date(plan, &inputs, out).map_err(one)? {
+        return Ok(Outcome::UpToDate(manifest));
+    }
+    let mut clock = Clock::default();
+    // From here on the files and an old manifest may disagree: it goes first.
+    storage::remove(&out.join(manifest::FILE)).map_err(one)?;
+    verify_tokenizer(plan, out).map_err(one)?;
+    let damage = open_files(plan, progress).map_err(one)?;
+    clock.lap("open");
+    let selections = select_rows(plan, progress).map_err(one)?;
+    let units = units(plan, &selections).map_err(one)?;
+    clock.lap("select");
+    let (objects, reused) = expand_units(plan, &units, &selections, &inputs, out, progress).map_err(one)?;
+    let bad = check_bad_records(&damage, &objects, max_bad_records)?;
+    clock.lap("expand and encode");
+    let mixture = mix(plan, &objects, &selections, out, progress).map_err(one)?;
+    clock.lap("mix and pack");
+    let manifest = finish(plan, &objects, &selections, mixture, &inputs, out).map_err(one)?;
+    clock.lap("manifest");
+    Ok(Outcome::Compiled(Compiled { manifest, reused, units: units.len(), seconds: clock.laps, bad }))
+}
+
+fn one(diagnostic: Box<Diagnostic>) -> Vec<Diagnostic> {
+    vec![*diagnostic]
+}
+
+/// How far a run is. Phases count what they have done; whoever wants to show it looks from time to time.
+pub struct Progress {
+    phase: Mutex<(&'static str, Instant)>,
+    pub done: AtomicU64,
+    pub total: AtomicU64,
+    pub tokens: AtomicU64,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Progress {
+            phase: Mutex::new(("start", Instant::now())),
+            done: AtomicU64::new(0),
+            total: AtomicU64::new(0),
+            tokens: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Progress {
+    pub fn begin(&self, phase: &'static str, total: u64) {
+        *self.phase.lock().unwrap_or_else(|e| e.into_inner()) = (phase, Instant::now());
+        self.done.store(0, Ordering::Relaxed);
+        self.tokens.store(0, Ordering::Relaxed);
+        self.total.store(total, Ordering::Relaxed);
+    }
+
+    pub fn advance(&self, done: u64, tokens: u64) {
+        self.done.fetch_add(done, Ordering::Relaxed);
+        self.tokens.fetch_add(tokens, Ordering::Relaxed);
+    }
+
+    /// The phase, and when it began.
+    pub fn phase(&self) -> (&'static str, Instant) {
+        *self.phase.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+struct Clock {
+    last: Instant,
+    laps: Vec<(&'static str, f64)>,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Clock { last: Instant::now(), laps: Vec::new() }
+    }
+}
+
+impl Clock {
+    fn lap(&mut self, name: &'static str) {
+        self.laps.push((name, self.last.elapsed().as_secs_f64()));
+        self.last = Instant::now();
+    }
+}
+
+/// Inputs of the whole run: every file that rows are read from.
+type Inputs = BTreeMap<(usize, usize), Vec<Stamp>>;
+
+/// Stamps of the files of each task's split.
+fn stamps(plan: &Plan<'_>) -> Result<Inputs> {
+    let mut inputs = Inputs::new();
+    for (t, task) in plan.tasks.iter().enumerate() {
+        for (s, split) in task.splits.iter().enumerate() {
+            let mut list = Vec::new();
+            for part in &split.parts {
+                for (path, size, changed) in plan.corpora[task.corpus].files(part)? {
+                    list.push((path.file_name().unwrap_or_default().to_string_lossy().into_owned(), size, changed));
+                }
+            }
+            inputs.insert((t, s), list);
+        }
+    }
+    Ok(inputs)
+}
+
+const WHOLE: &str = "whole";
+
+/// The manifest, if it is of this plan, its inputs are as they were, and its files are there.
+fn up_to_date(plan: &Plan<'_>, inputs: &Inputs, out: &Path) -> Result<Option<Manifest>> {
+    let Ok(Some(manifest)) = manifest::read(out) else { return Ok(None) };
+    let stamps: Vec<Stamp> = inputs.values().flatten().cloned().collect();
+    let known: Option<String> = receipts::find(out, WHOLE, &plan.hash, &stamps, |_| manifest.files.clone());
+    Ok(known.filter(|_| manifest.plan == plan.hash).map(|_| manifest))
+}
+
+/// Compares the two tokenizer engines, unless that was done here for this tokenizer before.
+fn verify_tokenizer(plan: &Plan<'_>, out: &Path) -> Result<()> {
+    let path = out.join(receipts::DIRECTORY).join("tokenizer-verified");
+    let key = plan.tokenizer.verdict_key();
+    if storage::stamp(&path).is_some() && storage::read_text(&path)? == key {
+        return Ok(());
+    }
+    plan.tokenizer.verify()?;
+    storage::write(&path, key.as_bytes())
+}
+
+/// Opens all files; gives what is wrong with them as a whole, and how many records that concerns.
+fn open_files(plan: &Plan<'_>, progress: &Progress) -> Result<Vec<(Diagnostic, u64)>> {
+    let mut parts = BTreeMap::new();
+    for task in &plan.tasks {
+        for part in task.splits.iter().flat_map(|s| &s.parts) {
+            // Tasks share corpora: a file is looked at once.
+            parts.entry((task.corpus, part.split.clone(), part.rows.start, part.rows.end)).or_insert(part);
+        }
+    }
+    let parts: Vec<_> = parts.into_iter().map(|((corpus, ..), part)| (corpus, part)).collect();
+    progress.begin("open files", parts.len() as u64);
+    let found: Result<Vec<Vec<(Diagnostic, u64)>>> = parts
+        .into_par_iter()
+        .map(|(corpus, part)| {
+            let damages = plan.corpora[corpus].damage(part)?;
+            progress.advance(1, 0);
+            Ok(damages.into_iter().map(|d| (d.diagnostic.clone(), (d.records.end - d.records.start).max(1))).collect())
+        })
+        .collect();
+    let mut seen = BTreeSet::new();
+    Ok(found?
+        .concat()
+        .into_iter()
+        .filter(|(d, _)| d.severity == Severity::Error && seen.insert(d.to_string()))
+        .collect())
+}
+
+/// Selected rows by task and split, with the rows that a filter took out before the cap.
+type Selections = BTreeMap<(usize, usize), (Selection, u64)>;
+
+fn select_rows(plan: &Plan<'_>, progress: &Progress) -> Result<Selections> {
+    let splits: Vec<(usize, usize)> =
+        plan.tasks.iter().enumerate().flat_map(|(t, task)| (0..task.splits.len()).map(move |s| (t, s))).collect();
+    progress.begin("select", splits.len() as u64);
+    splits
+        .into_par_iter()
+        .map(|(t, s)| {
+            let task = &plan.tasks[t];
+            let selection = select(plan, task, &task.splits[s])?;
+            progress.advance(1, 0);
+            Ok(((t, s), selection))
+        })
+        .collect()
+}
+
+/// Cuts the selected rows into units.
+fn units(plan: &Plan<'_>, selections: &Selections) -> Result<Vec<Unit>> {
+    let settings = prompt_settings(plan).to_string();
+    let mut units = Vec::new();
+    for (&(t, s), (selection, _)) in selections {
+        let task = &plan.tasks[t];
+        let split = &task.splits[s];
+        let count = selection.len().div_ceil(UNIT_ROWS);
+        let identity = corpus_identity(&plan.corpora[task.corpus], &split.parts)?;
+        let templates = crate::task::fingerprint(&task.task.definition, &task.templates);
+        for i in 0..count {
+            let folder = if task.role == Role::HeldOut { "eval" } else { "tasks" };
+            let (from, to) = (i * UNIT_ROWS, ((i + 1) * UNIT_ROWS).min(selection.len()));
+            let key = json!([
+                settings,
+                task.task.name(),
+                folder,
+                split.name.name(),
+                identity,
+                templates.to_hex().as_str(),
+                i,
+                count
+            ]);
+            units.push(Unit {
+                task: t,
+                split: s,
+                from,
+                to,
+                stem: format!("{folder}/{}/{}-{i:05}-of-{count:05}", task.task.name(), split.name.name()),
+                key: blake3::hash(key.to_string().as_bytes()).to_hex().to_string(),
+            });
+        }
+    }
+    Ok(units)
+}
+
+fn expand_units(
+    plan: &Plan<'_>,
+    units: &[Unit],
+    selections: &Selections,
+    inputs: &Inputs,
+    out: &Path,
+    progress: &Progress,
+) -> Result<(Vec<(Unit, Object)>, usize)> {
+    progress.begin("expand and encode", units.iter().map(|u| u.to - u.from).sum());
+    let reused = AtomicU64::new(0);
+    let files = |object: &Object| vec![object.shard.clone(), object.provenance.clone()];
+    let objects: Result<Vec<(Unit, Object)>> = units
+        .par_iter()
+        .map(|unit| {
+            let stamps = &inputs[&(unit.task, unit.split)];
+            let object = match receipts::find(out, &unit.stem, &unit.key, stamps, files) {
+                Some(object) => {
+                    reused.fetch_add(1, Ordering::Relaxed);
+                    object
+                }
+                None => {
+                    let object = expand::run(plan, unit, &selections[&(unit.task, unit.split)].0, out)?;
+                    receipts::leave(out, &unit.stem, &unit.key, stamps, &object)?;
+                    object
+                }
+            };
+            progress.advance(unit.to - unit.from, object.shard.tokens);
+            Ok((unit.clone(), object))
+        })
+        .collect();
+    Ok((objects?, reused.into_inner() as usize))
+}
+
+/// Stops the run if more records were bad than it may skip; gives the list otherwise.
+fn check_bad_records(
+    damage: &[(Diagnostic, u64)],
+    objects: &[(Unit, Object)],
+    most: u64,
+) -> Result<Vec<String>, Vec<Diagnostic>> {
+    let in_units: u64 = objects.iter().map(|(_, o)| o.counts.bad_records).sum();
+    let count = damage.iter().map(|(_, records)| records).sum::<u64>() + in_units;
+    let list: Vec<String> = damage
+        .iter()
+        .map(|(d, _)| d.to_string())
+        .chain(objects.iter().flat_map(|(_, o)| o.bad.iter().cloned()))
+        .collect();
+    if count <= most {
+        return Ok(list);
+    }
+    let verdict = Diagnostic::error("bad-records", format!("{count} records cannot be used"))
+        .expected(format!("at most {most}"))
+        .note("list", format!("\n{}", list.join("\n").trim_end()))
+        .help(format!("repair the data, or skip them with --max-bad-records {count}"));
+    Err(vec![verdict])
+}
+
+/// Links the training and the validation mixture.
+fn mix(
+    plan: &Plan<'_>,
+    objects: &[(Unit, Object)],
+    selections: &Selections,
+    out: &Path,
+    progress: &Progress,
+) -> Result<BTreeMap<SplitName, Linked>> {
+    let mut mixture = BTreeMap::new();
+    if !plan.recipe.output.mix {
+        return Ok(mixture);
+    }
+    for split in [SplitName::Train, SplitName::Validation] {
+        let examples = selections
+            .iter()
+            .filter(|((t, s), _)| plan.tasks[*t].splits[*s].name == split)
+            .map(|((t, _), (selection, _))| (*t, selection.len()))
+            .collect();
+        mixture.insert(split, link::link(plan, split, objects, &examples, out, progress)?);
+    }
+    Ok(mixture)
+}
+
+/// Clears away what does not belong to the output, and writes the manifest.
+fn finish(
+    plan: &Plan<'_>,
+    objects: &[(Unit, Object)],
+    selections: &Selections,
+    mixture: BTreeMap<SplitName, Linked>,
+    inputs: &Inputs,
+    out: &Path,
+) -> Result<Manifest> {
+    let mut files: Vec<_> = objects.iter().flat_map(|(_, o)| [o.shard.clone(), o.provenance.clone()]).collect();
+    files.extend(mixture.values().flat_map(|l| l.files.iter().cloned()));
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    let card = write_card(plan, &mixture, out)?;
+    clear(out, &files.iter().map(|f| f.path.as_str()).chain([card]).collect())?;
+    let units = objects.iter().map(|(u, _)| u.stem.clone()).chain(mixture.values().flat_map(link::receipt_names));
+    receipts::prune(out, &units.chain([WHOLE.to_owned()]).collect())?;
+    let manifest = Manifest {
+        format: FORMAT,
+        plan: plan.hash.clone(),
+        versions: BTreeMap::from([
+            ("flanc".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+            ("templates".to_owned(), engine::ENGINE.to_owned()),
+            ("tokenizer".to_owned(), plan.tokenizer.engine().to_owned()),
+            ("writer".to_owned(), writer::ENGINE.to_owned()),
+        ]),
+        recipe: json!({
+            "name": plan.recipe.source.name,
+            "tasks": plan.recipe.tasks.iter().map(|s| &s.text).collect::<Vec<_>>(),
+            "hold_out": plan.recipe.hold_out.iter().map(|s| &s.text).collect::<Vec<_>>(),
+            "kinds": plan.recipe.kinds,
+            "split_scale": plan.recipe.split_scale,
+            "prompts": prompt_settings(plan),
+            "mixture": mixture_settings(plan),
+        }),
+        tokenizer: TokenizerEntry {
+            blake3: plan.tokenizer.hash().to_owned(),
+            engine: plan.tokenizer.engine().to_owned(),
+            vocabulary: plan.tokenizer.vocabulary_size(),
+            eos: (plan.eos.id, plan.eos.text.clone()),
+            pad: (plan.pad.id, plan.pad.text.clone()),
+            separator: plan.separator.as_ref().map(|s| (s.id, s.text.clone())),
+        },
+        mixture: mixture.iter().map(|(split, linked)| (split.name().to_owned(), mixture_entry(linked))).collect(),
+        tasks: task_entries(plan, objects, selections, &mixture),
+        skipped: plan
+            .skipped
+            .iter()
+            .map(|s| SkippedEntry {
+                task: s.task.clone(),
+                split: s.split.map(|n| n.name().to_owned()),
+                reason: s.reason.clone(),
+            })
+            .collect(),
+        files,
+    };
+    let stamps: Vec<Stamp> = inputs.values().flatten().cloned().collect();
+    receipts::leave(out, WHOLE, &plan.hash, &stamps, &plan.hash)?;
+    manifest::write(out, &manifest)?;
+    Ok(manifest)
+}
+
+fn mixture_entry(linked: &Linked) -> MixtureEntry {
+    let t = linked.totals;
+    let positions = t.tokens + t.padding_tokens;
+    MixtureEntry {
+        prompts: t.prompts,
+        rows: t.rows,
+        tokens: t.tokens,
+        loss_tokens: t.loss_tokens,
+        padding_tokens: t.padding_tokens,
+        padding: if positions == 0 { 0.0 } else { t.padding_tokens as f64 / positions as f64 },
+    }
+}
+
+fn task_entries(
+    plan: &Plan<'_>,
+    objects: &[(Unit, Object)],
+    selections: &Selections,
+    mixture: &BTreeMap<SplitName, Linked>,
+) -> Vec<TaskEntry> {
+    let mut counts: BTreeMap<(usize, usize), Counts> = BTreeMap::new();
+    for (unit, object) in objects {
+        counts.entry((unit.task, unit.split)).or_default().add(&object.counts);
+    }
+    let train = mixture.get(&SplitName::Train);
+    let all = train.map_or(0, |l| l.totals.prompts);
+    plan.tasks
+        .iter()
+        .enumerate()
+        .map(|(t, task)| {
+            let d = &task.task.definition;
+            let drawn = |split: SplitName| mixture.get(&split).and_then(|l| l.draws.get(&t)).copied();
+            let mut splits = BTreeMap::new();
+            for (s, split) in task.splits.iter().enumerate() {
+                let c = counts.remove(&(t, s)).unwrap_or_default();
+                let (selected, filtered) =
+                    selections.get(&(t, s)).map_or((0, 0), |(sel, filtered)| (sel.len(), *filtered));
+                let of_mixture = drawn(split.name).filter(|_| task.role == Role::Trained).unwrap_or_default();
+                splits.insert(
+                    split.name.name().to_owned(),
+                    SplitEntry {
+                        rows: split.rows,
+                        capped: split.rows - selected - filtered,
+                        bad_records: c.bad_records,
+                        filtered: c.filtered + filtered,
+                        prompts: c.prompts,
+                        shortened: c.shortened,
+                        dropped: c.failures,
+                        input_tokens: c.input_tokens,
+                        target_tokens: c.target_tokens,
+                        text_bytes: c.text_bytes,
+                        drawn: of_mixture.prompts,
+                        repeated: of_mixture.repeated,
+                    },
+                );
+            }
+            let in_training = drawn(SplitName::Train).filter(|_| task.role == Role::Trained);
+            TaskEntry {
+                task: task.task.name().to_owned(),
+                dataset: d.dataset.clone(),
+                cluster: d.cluster.clone(),
+                corpus: plan.corpora[task.corpus].info.name.to_string(),
+                role: task.role.name().to_owned(),
+                licence: d.licence.clone(),
+                corpus_licence: plan.corpora[task.corpus].info.licence.clone(),
+                templates: task.templates.iter().map(|&i| d.templates[i].name.text.clone()).collect(),
+                splits,
+                rate_asked: in_training.map(|d| d.rate_asked),
+                rate_realised: in_training.map(|d| d.prompts as f64 / all.max(1) as f64),
+            }
+        })
+        .collect()
+}
+
+/// Writes the card by which `load_dataset(OUT)` finds the mixture and passes the provenance over.
+fn write_card(plan: &Plan<'_>, mixture: &BTreeMap<SplitName, Linked>, out: &Path) -> Result<&'static str> {
+    const CARD: &str = "README.md";
+    let mut card = "---\nconfigs:\n- config_name: default\n  data_files:\n".to_owned();
+    for (split, linked) in mixture.iter().filter(|(_, l)| !l.files.is_empty()) {
+        let shards = linked.files.len() / 2;
+        let name = split.name();
+        card.push_str(&format!("  - split: {name}\n    path: mixture/{name}-?????-of-{shards:05}.parquet\n"));
+    }
+    card.push_str(&format!(
+        "---\n\nAn instruction-tuning mixture compiled by flanc {}, profile `{}`, plan `{}`.\n\n\
+         `manifest.json` says where every row came from and under which licence; the data keeps the licences of its sources.\n",
+        env!("CARGO_PKG_VERSION"),
+        plan.recipe.output.profile.name(),
+        plan.hash
+    ));
+    storage::write(&out.join(CARD), card.as_bytes())?;
+    Ok(CARD)
+}
+
+/// Removes files of earlier runs that are not part of this output. Only what flanc itself puts there is looked at.
+fn clear(out: &Path, keep: &BTreeSet<&str>) -> Result<()> {
+    for folder in ["tasks", "mixture", "eval"] {
+        let root = out.join(folder);
+        for file in storage::walk(&root)? {
+            let relative = format!("{folder}/{}", file.to_string_lossy());
+            if !keep.contains(relative.as_str()) {
+                storage::remove(&root.join(&file))?;
+            }
+        }
+        storage::remove_empty_directories(&root)?;
+    }
+    storage::remove_empty_directories(out)
+}

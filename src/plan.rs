@@ -1,0 +1,368 @@
+//! The plan: everything that is decided before a record is read.
+//!
+//! Recipe, definitions, corpus headers and tokenizer are brought together and checked against each other. The plan's
+//! hash names the outcome: the same plan gives the same bytes, on any number of threads.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::diag::{Diagnostic, Result, listing};
+use crate::ingest::Corpus;
+use crate::ingest::info::{self, CorpusName};
+use crate::ingest::splits::{self, Part};
+use crate::mixture::{Absent, Choice, Recipe, too_close};
+use crate::shard::writer;
+use crate::task::{Catalogue, Task, fingerprint};
+use crate::template::engine;
+use crate::template::snippet::Snippet;
+use crate::tokenize::{Control, Tokenizer};
+
+/// Raised whenever the same plan would give other bytes than before.
+pub const FORMAT: u32 = 1;
+
+pub struct Plan<'c> {
+    pub recipe: Recipe,
+    pub tokenizer: Tokenizer,
+    pub eos: Control,
+    pub pad: Control,
+    pub separator: Option<Control>,
+    pub corpora: Vec<Corpus>,
+    pub tasks: Vec<PlannedTask<'c>>,
+    /// What the recipe asks for and the data directories do not have.
+    pub skipped: Vec<Skipped>,
+    pub hash: String,
+    pub warnings: Vec<Diagnostic>,
+}
+
+pub struct PlannedTask<'c> {
+    pub task: &'c Task,
+    /// Index into [`Plan::corpora`].
+    pub corpus: usize,
+    pub role: Role,
+    /// Templates of the kinds that the recipe wants, by index.
+    pub templates: Vec<usize>,
+    pub splits: Vec<PlannedSplit>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Trained,
+    HeldOut,
+}
+
+impl Role {
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Trained => "trained",
+            Role::HeldOut => "held-out",
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct PlannedSplit {
+    pub name: SplitName,
+    pub parts: Vec<Part>,
+    /// Rows of the parts together.
+    pub rows: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SplitName {
+    Train,
+    Validation,
+    Test,
+}
+
+impl SplitName {
+    pub fn name(self) -> &'static str {
+        match self {
+            SplitName::Train => "train",
+            SplitName::Validation => "validation",
+            SplitName::Test => "test",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    pub task: String,
+    pub split: Option<SplitName>,
+    pub reason: String,
+}
+
+/// Makes the plan. Reads headers, the tokenizer, and the sizes of shards; no record.
+pub fn plan<'c>(recipe: Recipe, catalogue: &'c Catalogue, data_dirs: &[PathBuf]) -> Result<Plan<'c>, Vec<Diagnostic>> {
+    let selected = select_tasks(&recipe, catalogue)?;
+    let tokenizer = Tokenizer::open(&recipe.tokenizer.file).map_err(one)?;
+    let mut plan = Plan {
+        eos: tokenizer.end_of_sequence(recipe.tokenizer.eos.as_deref()).map_err(one)?,
+        pad: Control { id: 0, text: String::new() },
+        separator: None,
+        corpora: Vec::new(),
+        tasks: Vec::new(),
+        skipped: Vec::new(),
+        hash: String::new(),
+        warnings: tokenizer.warnings.clone(),
+        tokenizer,
+        recipe,
+    };
+    let choice = &plan.recipe.tokenizer;
+    plan.pad = plan.tokenizer.padding(choice.pad.as_deref(), &plan.eos).map_err(one)?;
+    if let Some(separator) = &choice.separator {
+        plan.separator = plan.tokenizer.control(Some(separator), &[]).map_err(one)?;
+    }
+    let mut errors = Vec::new();
+    let mut opened: BTreeMap<CorpusName, usize> = BTreeMap::new();
+    for (task, role) in selected {
+        match plan_task(&mut plan, task, role, data_dirs, &mut opened) {
+            Ok(Some(planned)) => plan.tasks.push(planned),
+            Ok(None) => {}
+            Err(diagnostics) => errors.extend(diagnostics),
+        }
+    }
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    if !plan.tasks.iter().any(|t| t.role == Role::Trained && t.has(SplitName::Train)) {
+        let mut nothing = Diagnostic::error("nothing-to-train-on", "no task of the recipe has training rows")
+            .at(plan.recipe.source.name.as_ref() as &Path)
+            .help("check `tasks`, `hold_out` and --data-dir");
+        for skipped in plan.skipped.iter().take(10) {
+            nothing = nothing.note("skipped", format!("{}: {}", skipped.task, skipped.reason));
+        }
+        return Err(vec![nothing]);
+    }
+    plan.hash = hash(&plan).map_err(one)?;
+    Ok(plan)
+}
+
+fn one(diagnostic: Box<Diagnostic>) -> Vec<Diagnostic> {
+    vec![*diagnostic]
+}
+
+impl PlannedTask<'_> {
+    pub fn has(&self, split: SplitName) -> bool {
+        self.splits.iter().any(|s| s.name == split)
+    }
+
+    /// Prompts that an example of `split` gives at most.
+    pub fn templates_per_example(&self, choice: Choice) -> usize {
+        match choice {
+            Choice::All => self.templates.len(),
+            Choice::Some(n) => self.templates.len().min(n as usize),
+            Choice::RoundRobin => 1,
+        }
+    }
+}
+
+/// The tasks that the recipe selects, each with its role.
+fn select_tasks<'c>(recipe: &Recipe, catalogue: &'c Catalogue) -> Result<Vec<(&'c Task, Role)>, Vec<Diagnostic>> {
+    let mut errors = Vec::new();
+    let mut chosen = BTreeSet::new();
+    for selector in &recipe.tasks {
+        let (negated, name) = match selector.text.strip_prefix('!') {
+            Some(name) => (true, name),
+            None => (false, selector.text.as_str()),
+        };
+        let matched = matching(catalogue, name);
+        if matched.is_empty() {
+            errors.push(unknown_selector(catalogue, selector, name));
+        }
+        for task in matched {
+            if negated {
+                chosen.remove(task.name())
+            } else {
+                chosen.insert(task.name())
+            };
+        }
+    }
+    let mut held_out = BTreeSet::new();
+    let mut close = BTreeSet::new();
+    for selector in &recipe.hold_out {
+        let matched = matching(catalogue, &selector.text);
+        if matched.is_empty() {
+            errors.push(unknown_selector(catalogue, selector, &selector.text));
+        }
+        held_out.extend(matched.into_iter().map(Task::name));
+        close.extend(too_close(&selector.text).iter().copied());
+    }
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    Ok(catalogue
+        .tasks
+        .iter()
+        .filter(|t| chosen.contains(t.name()) || held_out.contains(t.name()))
+        .filter_map(|t| {
+            if held_out.contains(t.name()) {
+                Some((t, Role::HeldOut))
+            } else if close.contains(t.definition.cluster.as_str()) || shares_rows(t, catalogue, &held_out) {
+                None // neither trained on nor evaluated
+            } else {
+                Some((t, Role::Trained))
+            }
+        })
+        .collect())
+}
+
+/// Whether a task reads the corpus of a held-out one: its rows would be seen in training.
+fn shares_rows(task: &Task, catalogue: &Catalogue, held_out: &BTreeSet<&str>) -> bool {
+    catalogue
+        .tasks
+        .iter()
+        .any(|other| held_out.contains(other.name()) && other.definition.corpus == task.definition.corpus)
+}
+
+fn matching<'c>(catalogue: &'c Catalogue, selector: &str) -> Vec<&'c Task> {
+    let matches = |t: &&Task| {
+        selector == "*"
+            || selector == t.name()
+            || selector == t.definition.cluster
+            || selector == t.definition.code_cluster
+    };
+    catalogue.tasks.iter().filter(matches).collect()
+}
+
+fn unknown_selector(catalogue: &Catalogue, selector: &Snippet, name: &str) -> Diagnostic {
+    let clusters: BTreeSet<&str> = catalogue.tasks.iter().map(|t| t.definition.cluster.as_str()).collect();
+    let names = clusters.iter().copied().chain(catalogue.tasks.iter().map(Task::name));
+    Diagnostic::error("unknown-task", format!("`{name}` is no task and no cluster"))
+        .at(selector.whole_span())
+        .label("not known")
+        .did_you_mean(name, names)
+        .note("note", format!("clusters: {}", listing(clusters)))
+}
+
+fn plan_task<'c>(
+    plan: &mut Plan<'c>,
+    task: &'c Task,
+    role: Role,
+    data_dirs: &[PathBuf],
+    opened: &mut BTreeMap<CorpusName, usize>,
+) -> Result<Option<PlannedTask<'c>>, Vec<Diagnostic>> {
+    let definition = &task.definition;
+    let skip = plan.recipe.absent == Absent::Skip;
+    if skip && !info::exists(&definition.corpus, data_dirs) {
+        let reason = format!("no corpus `{}` on disk", definition.corpus);
+        plan.skipped.push(Skipped { task: task.name().to_owned(), split: None, reason });
+        return Ok(None);
+    }
+    let corpus = match opened.get(&definition.corpus) {
+        Some(&index) => index,
+        None => {
+            let corpus = Corpus::open(&definition.corpus, data_dirs).map_err(one)?;
+            plan.warnings.extend(corpus.info.warnings.iter().cloned());
+            plan.corpora.push(corpus);
+            opened.insert(definition.corpus.clone(), plan.corpora.len() - 1);
+            plan.corpora.len() - 1
+        }
+    };
+    let info = &plan.corpora[corpus].info;
+    plan.warnings.extend(task.check_corpus(&info.name, &info.features, &info.directory).map_err(one)?);
+    let wanted: &[(SplitName, &Option<Snippet>)] = match role {
+        Role::Trained => {
+            &[(SplitName::Train, &definition.splits.train), (SplitName::Validation, &definition.splits.validation)]
+        }
+        Role::HeldOut => &[(SplitName::Test, &definition.splits.test)],
+    };
+    let mut planned_splits = Vec::new();
+    let mut errors = Vec::new();
+    for (name, expression) in wanted {
+        let Some(expression) = expression else { continue };
+        if skip
+            && let Some(absent) =
+                splits::names(&expression.text).find(|n| *n != "all" && plan.corpora[corpus].split(n).is_none())
+        {
+            let reason = format!("the corpus has no split `{absent}`");
+            plan.skipped.push(Skipped { task: task.name().to_owned(), split: Some(*name), reason });
+            continue;
+        }
+        match plan.corpora[corpus].resolve(&expression.text, plan.recipe.split_scale) {
+            Ok(parts) => {
+                let rows = parts.iter().map(|p| p.rows.end - p.rows.start).sum();
+                planned_splits.push(PlannedSplit { name: *name, parts, rows });
+            }
+            Err(diagnostic) => {
+                errors.push(diagnostic.note("note", format!("for split `{}` of task `{}`", name.name(), task.name())))
+            }
+        }
+    }
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    let templates: Vec<usize> = (0..definition.templates.len())
+        .filter(|&i| plan.recipe.kinds.contains(&definition.templates[i].kind))
+        // A turned-around template does not ask for what is evaluated.
+        .filter(|&i| {
+            role == Role::Trained || definition.templates[i].kind == crate::template::definition::Kind::Original
+        })
+        .collect();
+    if templates.is_empty() {
+        let reason = "it has no template of the kinds that the recipe wants".to_owned();
+        plan.skipped.push(Skipped { task: task.name().to_owned(), split: None, reason });
+        return Ok(None);
+    }
+    Ok(Some(PlannedTask { task, corpus, role, templates, splits: planned_splits }))
+}
+
+/// What a split's rows are read from, as far as it can be told without reading them.
+pub fn corpus_identity(corpus: &Corpus, parts: &[Part]) -> Result<Value> {
+    let mut files = Vec::new();
+    for part in parts {
+        for (path, size, _) in corpus.files(part)? {
+            files.push(json!([path.file_name().map(|n| n.to_string_lossy().into_owned()), size]));
+        }
+    }
+    let parts: Vec<Value> = parts.iter().map(|p| json!([p.split, p.rows.start, p.rows.end])).collect();
+    let lengths: Vec<Value> = corpus.info.splits.iter().map(|s| json!([s.name, s.shard_lengths])).collect();
+    let features = blake3::hash(format!("{:?}", corpus.info.features).as_bytes()).to_hex().to_string();
+    Ok(
+        json!({ "corpus": corpus.info.name.to_string(), "splits": lengths, "features": features, "parts": parts, "files": files }),
+    )
+}
+
+/// The settings of a recipe that decide what a prompt's tokens are, and which prompts there are.
+pub fn prompt_settings(plan: &Plan<'_>) -> Value {
+    let r = &plan.recipe;
+    json!({
+        "format": FORMAT,
+        "seed": r.seed,
+        "cap": r.cap, "select": r.select, "filters": r.filters,
+        "templates": r.templates,
+        "wrapper": r.wrapper,
+        "lengths": r.lengths,
+        "tokenizer": plan.tokenizer.hash(),
+        "eos": plan.eos.id, "separator": plan.separator.as_ref().map(|s| s.id),
+        "engines": [engine::ENGINE, plan.tokenizer.engine(), writer::ENGINE],
+    })
+}
+
+/// The settings of a recipe that decide how prompts are mixed.
+pub fn mixture_settings(plan: &Plan<'_>) -> Value {
+    let r = &plan.recipe;
+    json!({
+        "rate_max": r.rate_max, "temperature": r.temperature, "size": r.size,
+        "output": r.output, "pad": plan.pad.id,
+    })
+}
+
+fn hash(plan: &Plan<'_>) -> Result<String> {
+    let mut tasks = Vec::new();
+    for planned in &plan.tasks {
+        let mut splits = Vec::new();
+        for split in &planned.splits {
+            splits.push(json!([split.name.name(), corpus_identity(&plan.corpora[planned.corpus], &split.parts)?]));
+        }
+        tasks.push(json!({
+            "task": planned.task.name(),
+            "role": planned.role.name(),
+            "templates": fingerprint(&planned.task.definition, &planned.templates).to_hex().to_string(),
+            "splits": splits,
+        }));
+    }
+    let all = json!({ "prompts": prompt_settings(plan), "mixture": mixture_settings(plan), "tasks": tasks });
+    Ok(blake3::hash(all.to_string().as_bytes()).to_hex().to_string())
+}

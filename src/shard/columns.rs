@@ -1,0 +1,355 @@
+//! The columns of every kind of shard.
+//!
+//! | shard | columns |
+//! | --- | --- |
+//! | task shards, profile `sft` | `input_ids`, `labels` list&lt;int32&gt;, `attention_mask` list&lt;int8&gt; |
+//! | profile `packed` | `input_ids`, `labels`, `seq_lengths`, all list&lt;int32&gt; |
+//! | profile `megatron` | `input_ids`, `seq_start_id` list&lt;int32&gt;, `loss_mask` list&lt;int8&gt; |
+//! | `eval/` | `input_ids`, `targets` list&lt;int32&gt;, `options` list&lt;list&lt;int32&gt;&gt;, `answer` int32 |
+//! | provenance | `task`, `split`, `row`, `template`, `kind`, `repeat`, `target_start`, `length` |
+//!
+//! A `packed` row is filled with padding to its full length; the padding is the last of its `seq_lengths`, so that it
+//! adds up and nothing attends to it. There is no `attention_mask` in it on purpose: an all-ones mask makes
+//! transformers ignore the segments. `loss_mask` is shifted by one within each segment, as Megatron-Bridge reads it:
+//! position i says whether the token at i + 1 is trained. The provenance of a packed row holds a list a column.
+
+use std::sync::Arc;
+
+use arrow::array::{
+    Array, ArrayRef, DictionaryArray, Int8Array, Int32Array, ListArray, RecordBatch, StringArray, UInt32Array,
+    UInt64Array,
+};
+use arrow::buffer::{OffsetBuffer, ScalarBuffer};
+use arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef};
+
+/// What a label is where no loss is computed.
+pub const IGNORED: i32 = -100;
+
+/// A column of lists under construction.
+#[derive(Debug)]
+pub struct Lists<T> {
+    offsets: Vec<i32>,
+    pub values: Vec<T>,
+}
+
+impl<T> Default for Lists<T> {
+    fn default() -> Self {
+        Lists { offsets: vec![0], values: Vec::new() }
+    }
+}
+
+impl<T> Lists<T> {
+    /// Ends the list that the values since the last call make.
+    pub fn close(&mut self) {
+        // Row groups are flushed long before 2^31 values.
+        self.offsets.push(self.values.len() as i32);
+    }
+
+    pub fn len(&self) -> usize {
+        self.offsets.len() - 1
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn take(&mut self) -> (OffsetBuffer<i32>, Vec<T>) {
+        let offsets = std::mem::replace(&mut self.offsets, vec![0]);
+        (OffsetBuffer::new(ScalarBuffer::from(offsets)), std::mem::take(&mut self.values))
+    }
+}
+
+fn list(offsets: OffsetBuffer<i32>, values: ArrayRef) -> ArrayRef {
+    let field = Arc::new(Field::new("element", values.data_type().clone(), false));
+    Arc::new(ListArray::new(field, offsets, values, None))
+}
+
+impl Lists<i32> {
+    pub fn finish(&mut self) -> ArrayRef {
+        let (offsets, values) = self.take();
+        list(offsets, Arc::new(Int32Array::from(values)))
+    }
+}
+
+impl Lists<i8> {
+    pub fn finish(&mut self) -> ArrayRef {
+        let (offsets, values) = self.take();
+        list(offsets, Arc::new(Int8Array::from(values)))
+    }
+}
+
+fn lists_of(item: DataType) -> DataType {
+    DataType::List(Arc::new(Field::new("element", item, false)))
+}
+
+fn schema(columns: &[(&str, DataType)]) -> SchemaRef {
+    let fields: Vec<Field> = columns.iter().map(|(name, ty)| Field::new(*name, ty.clone(), false)).collect();
+    Arc::new(Schema::new(fields))
+}
+
+/// Rows of one prompt each.
+#[derive(Default)]
+pub struct PromptRows {
+    pub input_ids: Lists<i32>,
+    pub labels: Lists<i32>,
+    pub attention_mask: Lists<i8>,
+}
+
+impl PromptRows {
+    pub fn schema() -> SchemaRef {
+        schema(&[
+            ("input_ids", lists_of(DataType::Int32)),
+            ("labels", lists_of(DataType::Int32)),
+            ("attention_mask", lists_of(DataType::Int8)),
+        ])
+    }
+
+    /// Adds a prompt; its loss begins at `target_start`.
+    pub fn push(&mut self, ids: &[u32], target_start: usize) {
+        self.input_ids.values.extend(ids.iter().map(|&id| id as i32));
+        self.input_ids.close();
+        let labels = &mut self.labels.values;
+        labels.resize(labels.len() + target_start, IGNORED);
+        labels.extend(ids[target_start..].iter().map(|&id| id as i32));
+        self.labels.close();
+        let mask = &mut self.attention_mask.values;
+        mask.resize(mask.len() + ids.len(), 1);
+        self.attention_mask.close();
+    }
+
+    pub fn rows(&self) -> usize {
+        self.input_ids.len()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.input_ids.values.len() * 9
+    }
+
+    pub fn finish(&mut self) -> RecordBatch {
+        let columns = vec![self.input_ids.finish(), self.labels.finish(), self.attention_mask.finish()];
+        RecordBatch::try_new(Self::schema(), columns).expect("columns of one length and the schema's types")
+    }
+}
+
+/// Rows of many prompts each, padded.
+#[derive(Default)]
+pub struct PackedRows {
+    pub input_ids: Lists<i32>,
+    pub labels: Lists<i32>,
+    pub seq_lengths: Lists<i32>,
+}
+
+impl PackedRows {
+    pub fn schema() -> SchemaRef {
+        let ids = lists_of(DataType::Int32);
+        schema(&[("input_ids", ids.clone()), ("labels", ids.clone()), ("seq_lengths", ids)])
+    }
+
+    /// Adds a segment to the open row.
+    pub fn push(&mut self, ids: &[u32], target_start: usize) {
+        self.input_ids.values.extend(ids.iter().map(|&id| id as i32));
+        let labels = &mut self.labels.values;
+        // The first token of a segment has nothing before it to be predicted from.
+        let masked = target_start.max(1);
+        labels.resize(labels.len() + masked, IGNORED);
+        labels.extend(ids[masked..].iter().map(|&id| id as i32));
+        self.seq_lengths.values.push(ids.len() as i32);
+    }
+
+    /// Ends the row, `used` tokens long, filling it up to `sequence`.
+    pub fn close(&mut self, used: usize, sequence: usize, pad: u32) {
+        if used < sequence {
+            let ids = &mut self.input_ids.values;
+            ids.resize(ids.len() + sequence - used, pad as i32);
+            let labels = &mut self.labels.values;
+            labels.resize(labels.len() + sequence - used, IGNORED);
+            self.seq_lengths.values.push((sequence - used) as i32);
+        }
+        self.input_ids.close();
+        self.labels.close();
+        self.seq_lengths.close();
+    }
+
+    pub fn finish(&mut self) -> RecordBatch {
+        let columns = vec![self.input_ids.finish(), self.labels.finish(), self.seq_lengths.finish()];
+        RecordBatch::try_new(Self::schema(), columns).expect("columns of one length and the schema's types")
+    }
+}
+
+/// Rows of many prompts each, for Megatron-Bridge.
+#[derive(Default)]
+pub struct MegatronRows {
+    pub input_ids: Lists<i32>,
+    pub seq_start_id: Lists<i32>,
+    pub loss_mask: Lists<i8>,
+}
+
+impl MegatronRows {
+    pub fn schema() -> SchemaRef {
+        schema(&[
+            ("input_ids", lists_of(DataType::Int32)),
+            ("seq_start_id", lists_of(DataType::Int32)),
+            ("loss_mask", lists_of(DataType::Int8)),
+        ])
+    }
+
+    /// Adds a segment, which begins at `start` of the open row.
+    pub fn push(&mut self, ids: &[u32], target_start: usize, start: usize) {
+        self.input_ids.values.extend(ids.iter().map(|&id| id as i32));
+        self.seq_start_id.values.push(start as i32);
+        let masked = target_start.max(1);
+        // Shifted left by one: the last position of a segment predicts nothing.
+        self.loss_mask.values.extend((0..ids.len()).map(|i| i8::from(i + 1 >= masked && i + 1 < ids.len())));
+    }
+
+    pub fn close(&mut self) {
+        self.input_ids.close();
+        self.seq_start_id.close();
+        self.loss_mask.close();
+    }
+
+    pub fn finish(&mut self) -> RecordBatch {
+        let columns = vec![self.input_ids.finish(), self.seq_start_id.finish(), self.loss_mask.finish()];
+        RecordBatch::try_new(Self::schema(), columns).expect("columns of one length and the schema's types")
+    }
+}
+
+/// Rows of an evaluation shard: a prompt, what is expected, and the options to be scored.
+#[derive(Default)]
+pub struct EvalRows {
+    pub input_ids: Lists<i32>,
+    pub targets: Lists<i32>,
+    options: Lists<i32>,
+    option_offsets: Lists<()>,
+    answer: Vec<i32>,
+}
+
+impl EvalRows {
+    pub fn schema() -> SchemaRef {
+        let ids = lists_of(DataType::Int32);
+        schema(&[
+            ("input_ids", ids.clone()),
+            ("targets", ids.clone()),
+            ("options", lists_of(ids)),
+            ("answer", DataType::Int32),
+        ])
+    }
+
+    /// Adds a row; `answer` is the index of the right option, -1 where there are none.
+    pub fn push(&mut self, inputs: &[u32], targets: &[u32], options: &[Vec<u32>], answer: i32) {
+        self.input_ids.values.extend(inputs.iter().map(|&id| id as i32));
+        self.input_ids.close();
+        self.targets.values.extend(targets.iter().map(|&id| id as i32));
+        self.targets.close();
+        for option in options {
+            self.options.values.extend(option.iter().map(|&id| id as i32));
+            self.options.close();
+            self.option_offsets.values.push(());
+        }
+        self.option_offsets.close();
+        self.answer.push(answer);
+    }
+
+    pub fn rows(&self) -> usize {
+        self.answer.len()
+    }
+
+    pub fn finish(&mut self) -> RecordBatch {
+        let options = self.options.finish();
+        let (offsets, _) = self.option_offsets.take();
+        let answer: ArrayRef = Arc::new(Int32Array::from(std::mem::take(&mut self.answer)));
+        let columns = vec![self.input_ids.finish(), self.targets.finish(), list(offsets, options), answer];
+        RecordBatch::try_new(Self::schema(), columns).expect("columns of one length and the schema's types")
+    }
+}
+
+/// Where a prompt came from. Names are indices into the tables that [`ProvenanceRows`] is made with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Origin {
+    pub task: u32,
+    /// The split of the corpus, not the task's.
+    pub split: u32,
+    pub row: u64,
+    pub template: u32,
+    pub repeat: u32,
+    pub target_start: u32,
+    pub length: u32,
+}
+
+/// The names that origins refer to.
+#[derive(Clone, Debug, Default)]
+pub struct OriginNames {
+    pub tasks: Vec<String>,
+    pub splits: Vec<String>,
+    pub templates: Vec<String>,
+    /// By template.
+    pub kinds: Vec<&'static str>,
+}
+
+/// Provenance rows; in a packed file each holds several origins.
+pub struct ProvenanceRows {
+    names: OriginNames,
+    packed: bool,
+    origins: Vec<Origin>,
+    row_ends: Lists<()>,
+}
+
+impl ProvenanceRows {
+    pub fn new(names: OriginNames, packed: bool) -> Self {
+        ProvenanceRows { names, packed, origins: Vec::new(), row_ends: Lists::default() }
+    }
+
+    pub fn schema(packed: bool) -> SchemaRef {
+        let text = || DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
+        let columns = [
+            ("task", text()),
+            ("split", text()),
+            ("row", DataType::UInt64),
+            ("template", text()),
+            ("kind", text()),
+            ("repeat", DataType::UInt32),
+            ("target_start", DataType::UInt32),
+            ("length", DataType::UInt32),
+        ];
+        let columns = columns.map(|(name, ty)| (name, if packed { lists_of(ty) } else { ty }));
+        schema(&columns)
+    }
+
+    pub fn push(&mut self, origin: Origin) {
+        self.origins.push(origin);
+        self.row_ends.values.push(());
+    }
+
+    /// Ends a packed row.
+    pub fn close(&mut self) {
+        self.row_ends.close();
+    }
+
+    pub fn finish(&mut self) -> RecordBatch {
+        let origins = std::mem::take(&mut self.origins);
+        let (offsets, _) = self.row_ends.take();
+        let text = |names: &[String], index: &dyn Fn(&Origin) -> u32| -> ArrayRef {
+            let keys = Int32Array::from_iter_values(origins.iter().map(|o| index(o) as i32));
+            let values = Arc::new(StringArray::from_iter_values(names));
+            Arc::new(DictionaryArray::<Int32Type>::new(keys, values))
+        };
+        let kind_names: Vec<String> = ["original", "turned-around"].map(String::from).to_vec();
+        let kinds: Vec<u32> = self.names.kinds.iter().map(|k| u32::from(*k != kind_names[0])).collect();
+        let u32s =
+            |f: fn(&Origin) -> u32| -> ArrayRef { Arc::new(UInt32Array::from_iter_values(origins.iter().map(f))) };
+        let columns: Vec<ArrayRef> = vec![
+            text(&self.names.tasks, &|o| o.task),
+            text(&self.names.splits, &|o| o.split),
+            Arc::new(UInt64Array::from_iter_values(origins.iter().map(|o| o.row))),
+            text(&self.names.templates, &|o| o.template),
+            text(&kind_names, &|o| kinds[o.template as usize]),
+            u32s(|o| o.repeat),
+            u32s(|o| o.target_start),
+            u32s(|o| o.length),
+        ];
+        let columns =
+            if self.packed { columns.into_iter().map(|c| list(offsets.clone(), c)).collect() } else { columns };
+        debug_assert!(columns.iter().all(|c| c.null_count() == 0));
+        RecordBatch::try_new(Self::schema(self.packed), columns).expect("columns of one length and the schema's types")
+    }
+}
