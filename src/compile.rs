@@ -13,7 +13,7 @@ use std::time::Instant;
 use rayon::prelude::*;
 use serde_json::json;
 
-use crate::diag::{Diagnostic, Result, Severity};
+use crate::diag::{Diagnostic, Result, Severity, one};
 use crate::expand::{self, Counts, Object, UNIT_ROWS, Unit};
 use crate::link::{self, Linked};
 use crate::plan::{FORMAT, Plan, Role, SplitName, corpus_identity, mixture_settings, prompt_settings};
@@ -71,10 +71,6 @@ pub fn compile(
     let manifest = finish(plan, &objects, &selections, mixture, &inputs, out).map_err(one)?;
     clock.lap("manifest");
     Ok(Outcome::Compiled(Compiled { manifest, reused, units: units.len(), seconds: clock.laps, bad }))
-}
-
-fn one(diagnostic: Box<Diagnostic>) -> Vec<Diagnostic> {
-    vec![*diagnostic]
 }
 
 /// How far a run is. Phases count what they have done; whoever wants to show it looks from time to time.

@@ -154,6 +154,12 @@ impl Diagnostic {
     }
 }
 
+/// A single diagnostic where a list is returned.
+#[allow(clippy::boxed_local)] // a box is what every function that fails for one reason returns
+pub fn one(diagnostic: Box<Diagnostic>) -> Vec<Diagnostic> {
+    vec![*diagnostic]
+}
+
 /// The name nearest to `wrong` by edit distance, if it is near enough to be a slip of the same word.
 pub fn closest<'n>(wrong: &str, names: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
     let limit = (wrong.chars().count() / 3).max(1);

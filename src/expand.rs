@@ -10,10 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::diag::{Diagnostic, Result, Severity};
 use crate::example::ExampleId;
-use crate::ingest::RawRow;
 use crate::ingest::features::Decoder;
 use crate::mixture::{Choice, Overflow, Wrapper};
-use crate::plan::{Plan, PlannedSplit, PlannedTask, Role};
+use crate::plan::{Plan, PlannedSplit, PlannedTask, Role, Sources};
 use crate::seed::{Seed, Stream};
 use crate::select::{Selection, stretches};
 use crate::shard::columns::{EvalRows, Origin, OriginNames, PromptRows, ProvenanceRows};
@@ -122,16 +121,33 @@ pub fn origin_names(plan: &Plan<'_>, task: &PlannedTask<'_>) -> OriginNames {
     }
 }
 
-/// Makes a unit's shard below `out`.
-pub fn run(plan: &Plan<'_>, unit: &Unit, selection: &Selection, out: &Path) -> Result<Object> {
-    let task = &plan.tasks[unit.task];
-    let split = &task.splits[unit.split];
-    let corpus = &plan.corpora[task.corpus];
-    let decoder = Decoder::new(&corpus.info.features, task.task.program.decoded_features())
+/// What became of a row on its way to the templates.
+pub enum Event {
+    /// Records that could not be read or must not be used.
+    Bad { diagnostic: Diagnostic, records: u64 },
+    /// The filter took the row out.
+    Filtered,
+    /// A field could not be computed, or the answer is none of the options.
+    Failed { id: ExampleId, failure: Failure },
+    /// The row is ready; `place` is its index among the selected ones.
+    Row { id: ExampleId, place: u64, bound: Bound },
+}
+
+/// Reads the selected rows `from..to` of a task's split, in order, and computes their fields.
+pub fn rows(
+    sources: &Sources<'_>,
+    task: &PlannedTask<'_>,
+    split: &PlannedSplit,
+    selection: &Selection,
+    (from, to): (u64, u64),
+    mut event: impl FnMut(Event) -> Result<()>,
+) -> Result<()> {
+    let corpus = &sources.corpora[task.corpus];
+    let program = &task.task.program;
+    let decoder = Decoder::new(&corpus.info.features, program.decoded_features())
         .map_err(|(path, class)| undecodable(&path, &class))?;
-    let mut worker = Worker::new(plan, task, split, unit, out)?;
     let mut damages = Vec::new();
-    for (part, position) in stretches(&split.parts, selection, unit.from, unit.to) {
+    for (part, position) in stretches(&split.parts, selection, from, to) {
         let first = part.rows.start;
         let split_index = corpus.info.splits.iter().position(|s| s.name == part.split).unwrap_or(0);
         let place_of = |row: u64| selection.index_of(position + row - first);
@@ -140,7 +156,21 @@ pub fn run(plan: &Plan<'_>, unit: &Unit, selection: &Selection, out: &Path) -> R
             &|row| place_of(row).is_some(),
             &mut |row| {
                 let id = ExampleId { corpus: task.corpus as u32, split: split_index as u32, index: row.index };
-                worker.row(&row, &decoder, id, place_of(row.index).unwrap_or(0))
+                let mut oddities = Vec::new();
+                let datum = match decoder.decode(row.payload, &mut oddities) {
+                    Ok(datum) => datum,
+                    Err(error) => return event(Event::Bad { diagnostic: row.error(error), records: 1 }),
+                };
+                // Only features that the task reads are decoded: an odd one would be in a prompt.
+                if let Some(oddity) = oddities.first() {
+                    let diagnostic = Diagnostic { severity: Severity::Error, ..row.oddity(oddity) };
+                    return event(Event::Bad { diagnostic, records: 1 });
+                }
+                event(match program.bind(&datum, row.payload.len()) {
+                    Ok(Some(bound)) => Event::Row { id, place: place_of(row.index).unwrap_or(0), bound },
+                    Ok(None) => Event::Filtered,
+                    Err(failure) => Event::Failed { id, failure },
+                })
             },
             &mut |damage| {
                 damages.push(damage);
@@ -149,8 +179,63 @@ pub fn run(plan: &Plan<'_>, unit: &Unit, selection: &Selection, out: &Path) -> R
         )?;
     }
     for damage in damages.into_iter().filter(|d| d.diagnostic.severity == Severity::Error) {
-        worker.bad(damage.diagnostic, (damage.records.end - damage.records.start).max(1));
+        let records = (damage.records.end - damage.records.start).max(1);
+        event(Event::Bad { diagnostic: damage.diagnostic, records })?;
     }
+    Ok(())
+}
+
+/// Draws the templates that the examples of a task go through.
+pub struct TemplateDraw {
+    stream: Stream,
+    choice: Choice,
+    templates: Vec<usize>,
+}
+
+impl TemplateDraw {
+    pub fn new(sources: &Sources<'_>, task: &PlannedTask<'_>) -> TemplateDraw {
+        let corpus = sources.corpora[task.corpus].info.name.to_string();
+        TemplateDraw {
+            stream: Seed(sources.recipe.seed).stream(&["templates", task.task.name(), &corpus]),
+            // An evaluation shows every example through every template.
+            choice: if task.role == Role::HeldOut { Choice::All } else { sources.recipe.templates },
+            templates: task.templates.clone(),
+        }
+    }
+
+    /// The templates for one example, in the order of the definition; `place` is its index among the selected ones.
+    pub fn draw(&self, id: ExampleId, place: u64) -> Vec<usize> {
+        let templates = &self.templates;
+        match self.choice {
+            Choice::All => templates.clone(),
+            Choice::RoundRobin => vec![templates[(place % templates.len() as u64) as usize]],
+            Choice::Some(n) => {
+                let stream = self.stream.at(u64::from(id.split)).at(id.index);
+                let mut ranked: Vec<(u64, usize)> = templates.iter().map(|&t| (stream.draw(t as u64), t)).collect();
+                ranked.sort_unstable();
+                ranked.truncate(n as usize);
+                let mut chosen: Vec<usize> = ranked.into_iter().map(|(_, t)| t).collect();
+                chosen.sort_unstable();
+                chosen
+            }
+        }
+    }
+}
+
+/// Makes a unit's shard below `out`.
+pub fn run(plan: &Plan<'_>, unit: &Unit, selection: &Selection, out: &Path) -> Result<Object> {
+    let task = &plan.tasks[unit.task];
+    let split = &task.splits[unit.split];
+    let mut worker = Worker::new(plan, task, split, unit, out)?;
+    rows(plan, task, split, selection, (unit.from, unit.to), |event| {
+        match event {
+            Event::Bad { diagnostic, records } => worker.bad(&diagnostic, records),
+            Event::Filtered => worker.counts.filtered += 1,
+            Event::Failed { id, failure } => worker.fail("", id.index, &failure),
+            Event::Row { id, place, bound } => worker.row(id, place, &bound)?,
+        }
+        Ok(())
+    })?;
     worker.finish(unit.to - unit.from)
 }
 
@@ -169,7 +254,7 @@ struct Worker<'p> {
     provenance: ProvenanceRows,
     shard: ShardWriter,
     provenance_shard: ShardWriter,
-    templates_stream: Stream,
+    draw: TemplateDraw,
     sample_stream: Stream,
     counts: Counts,
     bad: Vec<String>,
@@ -222,7 +307,7 @@ impl<'p> Worker<'p> {
                 Order::ByRow,
                 &metadata,
             )?,
-            templates_stream: Seed(plan.recipe.seed).stream(&["templates", name, &corpus]),
+            draw: TemplateDraw::new(plan, task),
             sample_stream: Seed(plan.recipe.seed).stream(&["sample", name, &corpus]),
             counts: Counts::default(),
             bad: Vec::new(),
@@ -231,7 +316,7 @@ impl<'p> Worker<'p> {
         })
     }
 
-    fn bad(&mut self, diagnostic: Diagnostic, records: u64) {
+    fn bad(&mut self, diagnostic: &Diagnostic, records: u64) {
         self.counts.bad_records += records;
         if self.bad.len() < LISTED {
             self.bad.push(diagnostic.to_string());
@@ -247,64 +332,15 @@ impl<'p> Worker<'p> {
         }
     }
 
-    /// All prompts of one row; `place` is its index among the selected rows.
-    fn row(&mut self, row: &RawRow<'_>, decoder: &Decoder<'_>, id: ExampleId, place: u64) -> Result<()> {
-        let mut oddities = Vec::new();
-        let datum = match decoder.decode(row.payload, &mut oddities) {
-            Ok(datum) => datum,
-            Err(error) => {
-                self.bad(row.error(error), 1);
-                return Ok(());
-            }
-        };
-        // Only features that the task reads are decoded: an odd one would be in a prompt.
-        if let Some(oddity) = oddities.first() {
-            let mut diagnostic = row.oddity(oddity);
-            diagnostic.severity = Severity::Error;
-            self.bad(diagnostic, 1);
-            return Ok(());
-        }
-        let bound = match self.task.task.program.bind(&datum, row.payload.len()) {
-            Ok(Some(bound)) => bound,
-            Ok(None) => {
-                self.counts.filtered += 1;
-                return Ok(());
-            }
-            Err(failure) => {
-                self.fail("", id.index, &failure);
-                return Ok(());
-            }
-        };
-        for template in self.choose(id, place) {
-            match self.prompt(&bound, template, id)? {
-                Ok(()) => {}
-                Err(failure) => {
-                    let name = &self.task.task.definition.templates[template].name.text;
-                    self.fail(name, id.index, &failure);
-                }
+    /// All prompts of one row.
+    fn row(&mut self, id: ExampleId, place: u64, bound: &Bound) -> Result<()> {
+        for template in self.draw.draw(id, place) {
+            if let Err(failure) = self.prompt(bound, template, id)? {
+                let name = &self.task.task.definition.templates[template].name.text;
+                self.fail(name, id.index, &failure);
             }
         }
         Ok(())
-    }
-
-    /// The templates that an example goes through, in the order of the definition.
-    fn choose(&self, id: ExampleId, place: u64) -> Vec<usize> {
-        let templates = &self.task.templates;
-        match self.plan.recipe.templates {
-            // An evaluation shows every example through every template.
-            _ if self.task.role == Role::HeldOut => templates.clone(),
-            Choice::All => templates.clone(),
-            Choice::RoundRobin => vec![templates[(place % templates.len() as u64) as usize]],
-            Choice::Some(n) => {
-                let stream = self.templates_stream.at(u64::from(id.split)).at(id.index);
-                let mut ranked: Vec<(u64, usize)> = templates.iter().map(|&t| (stream.draw(t as u64), t)).collect();
-                ranked.sort_unstable();
-                ranked.truncate(n as usize);
-                let mut chosen: Vec<usize> = ranked.into_iter().map(|(_, t)| t).collect();
-                chosen.sort_unstable();
-                chosen
-            }
-        }
     }
 
     /// Renders, encodes and adds one prompt. The outer error ends the run, the inner one is counted.
@@ -320,7 +356,7 @@ impl<'p> Worker<'p> {
         self.encoder.encode_into(&prompt.inputs, &mut self.ids)?;
         self.targets.clear();
         self.encoder.encode_into(&prompt.targets, &mut self.targets)?;
-        if self.sample_stream.at(id.index).draw(template as u64) % SAMPLE == 0 {
+        if self.sample_stream.at(id.index).draw(template as u64).is_multiple_of(SAMPLE) {
             self.plan.tokenizer.check_sample(&prompt.inputs, &self.ids)?;
             self.plan.tokenizer.check_sample(&prompt.targets, &self.targets)?;
         }

@@ -279,10 +279,11 @@ fn origins(plan: &Plan<'_>, task: usize, batch: &RecordBatch, path: &str) -> Res
         .ok_or_else(|| reader::wrong_type("row", path))?;
     let (split, template) = (text("split")?, text("template")?);
     let (target_start, length) = (u32s("target_start")?, u32s("length")?);
-    let index = |names: &[&str], name: &str| {
+    let index = |names: &[&str], name: &str| -> Result<u32> {
         names.iter().position(|n| *n == name).map(|i| i as u32).ok_or_else(|| {
             Diagnostic::error("provenance", format!("{path} names `{name}`, which the plan does not have"))
                 .help("remove the output directory and compile again")
+                .into()
         })
     };
     (0..batch.num_rows())

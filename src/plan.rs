@@ -4,11 +4,12 @@
 //! hash names the outcome: the same plan gives the same bytes, on any number of threads.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::diag::{Diagnostic, Result, listing};
+use crate::diag::{Diagnostic, Result, listing, one};
 use crate::ingest::Corpus;
 use crate::ingest::info::{self, CorpusName};
 use crate::ingest::splits::{self, Part};
@@ -22,18 +23,33 @@ use crate::tokenize::{Control, Tokenizer};
 /// Raised whenever the same plan would give other bytes than before.
 pub const FORMAT: u32 = 1;
 
-pub struct Plan<'c> {
+/// Which rows go through which templates: all of a plan that has nothing to do with tokens.
+pub struct Sources<'c> {
     pub recipe: Recipe,
-    pub tokenizer: Tokenizer,
-    pub eos: Control,
-    pub pad: Control,
-    pub separator: Option<Control>,
     pub corpora: Vec<Corpus>,
     pub tasks: Vec<PlannedTask<'c>>,
     /// What the recipe asks for and the data directories do not have.
     pub skipped: Vec<Skipped>,
-    pub hash: String,
     pub warnings: Vec<Diagnostic>,
+}
+
+/// The whole of it.
+pub struct Plan<'c> {
+    sources: Sources<'c>,
+    pub tokenizer: Tokenizer,
+    pub eos: Control,
+    pub pad: Control,
+    pub separator: Option<Control>,
+    pub hash: String,
+}
+
+/// A plan is read as its sources where tokens do not matter.
+impl<'c> Deref for Plan<'c> {
+    type Target = Sources<'c>;
+
+    fn deref(&self) -> &Sources<'c> {
+        &self.sources
+    }
 }
 
 pub struct PlannedTask<'c> {
@@ -95,30 +111,35 @@ pub struct Skipped {
 
 /// Makes the plan. Reads headers, the tokenizer, and the sizes of shards; no record.
 pub fn plan<'c>(recipe: Recipe, catalogue: &'c Catalogue, data_dirs: &[PathBuf]) -> Result<Plan<'c>, Vec<Diagnostic>> {
-    let selected = select_tasks(&recipe, catalogue)?;
-    let tokenizer = Tokenizer::open(&recipe.tokenizer.file).map_err(one)?;
-    let mut plan = Plan {
-        eos: tokenizer.end_of_sequence(recipe.tokenizer.eos.as_deref()).map_err(one)?,
-        pad: Control { id: 0, text: String::new() },
-        separator: None,
-        corpora: Vec::new(),
-        tasks: Vec::new(),
-        skipped: Vec::new(),
-        hash: String::new(),
-        warnings: tokenizer.warnings.clone(),
-        tokenizer,
-        recipe,
+    let mut sources = sources(recipe, catalogue, data_dirs)?;
+    let choice = &sources.recipe.tokenizer;
+    let tokenizer = Tokenizer::open(&choice.file).map_err(one)?;
+    let eos = tokenizer.end_of_sequence(choice.eos.as_deref()).map_err(one)?;
+    let pad = tokenizer.padding(choice.pad.as_deref(), &eos).map_err(one)?;
+    let separator = match &choice.separator {
+        Some(name) => tokenizer.control(Some(name), &[]).map_err(one)?,
+        None => None,
     };
-    let choice = &plan.recipe.tokenizer;
-    plan.pad = plan.tokenizer.padding(choice.pad.as_deref(), &plan.eos).map_err(one)?;
-    if let Some(separator) = &choice.separator {
-        plan.separator = plan.tokenizer.control(Some(separator), &[]).map_err(one)?;
-    }
+    sources.warnings.extend(tokenizer.warnings.iter().cloned());
+    let mut plan = Plan { sources, tokenizer, eos, pad, separator, hash: String::new() };
+    plan.hash = hash(&plan).map_err(one)?;
+    Ok(plan)
+}
+
+/// Resolves the tasks of a recipe against the definitions and the corpora on disk.
+pub fn sources<'c>(
+    recipe: Recipe,
+    catalogue: &'c Catalogue,
+    data_dirs: &[PathBuf],
+) -> Result<Sources<'c>, Vec<Diagnostic>> {
+    let selected = select_tasks(&recipe, catalogue)?;
+    let mut sources =
+        Sources { recipe, corpora: Vec::new(), tasks: Vec::new(), skipped: Vec::new(), warnings: Vec::new() };
     let mut errors = Vec::new();
     let mut opened: BTreeMap<CorpusName, usize> = BTreeMap::new();
     for (task, role) in selected {
-        match plan_task(&mut plan, task, role, data_dirs, &mut opened) {
-            Ok(Some(planned)) => plan.tasks.push(planned),
+        match plan_task(&mut sources, task, role, data_dirs, &mut opened) {
+            Ok(Some(planned)) => sources.tasks.push(planned),
             Ok(None) => {}
             Err(diagnostics) => errors.extend(diagnostics),
         }
@@ -126,21 +147,16 @@ pub fn plan<'c>(recipe: Recipe, catalogue: &'c Catalogue, data_dirs: &[PathBuf])
     if !errors.is_empty() {
         return Err(errors);
     }
-    if !plan.tasks.iter().any(|t| t.role == Role::Trained && t.has(SplitName::Train)) {
+    if !sources.tasks.iter().any(|t| t.role == Role::Trained && t.has(SplitName::Train)) {
         let mut nothing = Diagnostic::error("nothing-to-train-on", "no task of the recipe has training rows")
-            .at(plan.recipe.source.name.as_ref() as &Path)
+            .at(Path::new(&sources.recipe.source.name))
             .help("check `tasks`, `hold_out` and --data-dir");
-        for skipped in plan.skipped.iter().take(10) {
+        for skipped in sources.skipped.iter().take(10) {
             nothing = nothing.note("skipped", format!("{}: {}", skipped.task, skipped.reason));
         }
         return Err(vec![nothing]);
     }
-    plan.hash = hash(&plan).map_err(one)?;
-    Ok(plan)
-}
-
-fn one(diagnostic: Box<Diagnostic>) -> Vec<Diagnostic> {
-    vec![*diagnostic]
+    Ok(sources)
 }
 
 impl PlannedTask<'_> {
@@ -237,31 +253,31 @@ fn unknown_selector(catalogue: &Catalogue, selector: &Snippet, name: &str) -> Di
 }
 
 fn plan_task<'c>(
-    plan: &mut Plan<'c>,
+    sources: &mut Sources<'c>,
     task: &'c Task,
     role: Role,
     data_dirs: &[PathBuf],
     opened: &mut BTreeMap<CorpusName, usize>,
 ) -> Result<Option<PlannedTask<'c>>, Vec<Diagnostic>> {
     let definition = &task.definition;
-    let skip = plan.recipe.absent == Absent::Skip;
+    let skip = sources.recipe.absent == Absent::Skip;
     if skip && !info::exists(&definition.corpus, data_dirs) {
         let reason = format!("no corpus `{}` on disk", definition.corpus);
-        plan.skipped.push(Skipped { task: task.name().to_owned(), split: None, reason });
+        sources.skipped.push(Skipped { task: task.name().to_owned(), split: None, reason });
         return Ok(None);
     }
     let corpus = match opened.get(&definition.corpus) {
         Some(&index) => index,
         None => {
             let corpus = Corpus::open(&definition.corpus, data_dirs).map_err(one)?;
-            plan.warnings.extend(corpus.info.warnings.iter().cloned());
-            plan.corpora.push(corpus);
-            opened.insert(definition.corpus.clone(), plan.corpora.len() - 1);
-            plan.corpora.len() - 1
+            sources.warnings.extend(corpus.info.warnings.iter().cloned());
+            sources.corpora.push(corpus);
+            opened.insert(definition.corpus.clone(), sources.corpora.len() - 1);
+            sources.corpora.len() - 1
         }
     };
-    let info = &plan.corpora[corpus].info;
-    plan.warnings.extend(task.check_corpus(&info.name, &info.features, &info.directory).map_err(one)?);
+    let info = &sources.corpora[corpus].info;
+    sources.warnings.extend(task.check_corpus(&info.name, &info.features, &info.directory).map_err(one)?);
     let wanted: &[(SplitName, &Option<Snippet>)] = match role {
         Role::Trained => {
             &[(SplitName::Train, &definition.splits.train), (SplitName::Validation, &definition.splits.validation)]
@@ -274,13 +290,13 @@ fn plan_task<'c>(
         let Some(expression) = expression else { continue };
         if skip
             && let Some(absent) =
-                splits::names(&expression.text).find(|n| *n != "all" && plan.corpora[corpus].split(n).is_none())
+                splits::names(&expression.text).find(|n| *n != "all" && sources.corpora[corpus].split(n).is_none())
         {
             let reason = format!("the corpus has no split `{absent}`");
-            plan.skipped.push(Skipped { task: task.name().to_owned(), split: Some(*name), reason });
+            sources.skipped.push(Skipped { task: task.name().to_owned(), split: Some(*name), reason });
             continue;
         }
-        match plan.corpora[corpus].resolve(&expression.text, plan.recipe.split_scale) {
+        match sources.corpora[corpus].resolve(&expression.text, sources.recipe.split_scale) {
             Ok(parts) => {
                 let rows = parts.iter().map(|p| p.rows.end - p.rows.start).sum();
                 planned_splits.push(PlannedSplit { name: *name, parts, rows });
@@ -294,7 +310,7 @@ fn plan_task<'c>(
         return Err(errors);
     }
     let templates: Vec<usize> = (0..definition.templates.len())
-        .filter(|&i| plan.recipe.kinds.contains(&definition.templates[i].kind))
+        .filter(|&i| sources.recipe.kinds.contains(&definition.templates[i].kind))
         // A turned-around template does not ask for what is evaluated.
         .filter(|&i| {
             role == Role::Trained || definition.templates[i].kind == crate::template::definition::Kind::Original
@@ -302,7 +318,7 @@ fn plan_task<'c>(
         .collect();
     if templates.is_empty() {
         let reason = "it has no template of the kinds that the recipe wants".to_owned();
-        plan.skipped.push(Skipped { task: task.name().to_owned(), split: None, reason });
+        sources.skipped.push(Skipped { task: task.name().to_owned(), split: None, reason });
         return Ok(None);
     }
     Ok(Some(PlannedTask { task, corpus, role, templates, splits: planned_splits }))

@@ -13,7 +13,7 @@ use crate::ingest::Corpus;
 use crate::ingest::features::Decoder;
 use crate::ingest::splits::Part;
 use crate::mixture::{Choice, Filters, Select};
-use crate::plan::{Plan, PlannedSplit, PlannedTask};
+use crate::plan::{PlannedSplit, PlannedTask, Sources};
 use crate::seed::Seed;
 
 /// Rows of a split, as positions in the concatenation of its parts, in order.
@@ -57,18 +57,18 @@ impl Selection {
 const CHUNK: u64 = 8192;
 
 /// Selects the rows of a split; also gives how many a filter before the cap took out.
-pub fn select(plan: &Plan<'_>, task: &PlannedTask<'_>, split: &PlannedSplit) -> Result<(Selection, u64)> {
-    let recipe = &plan.recipe;
+pub fn select(sources: &Sources<'_>, task: &PlannedTask<'_>, split: &PlannedSplit) -> Result<(Selection, u64)> {
+    let recipe = &sources.recipe;
     let filtered = task.task.definition.filter.is_some();
     let read_first = filtered && recipe.filters == Filters::BeforeCap;
     let read_after = filtered && recipe.templates == Choice::RoundRobin && !read_first;
-    let corpus = &plan.corpora[task.corpus];
+    let corpus = &sources.corpora[task.corpus];
     if read_first {
         let kept = filter(corpus, task, split, &Selection::All(split.rows))?;
         let dropped = split.rows - kept.len() as u64;
-        return Ok((cap(plan, corpus, split, Some(kept)), dropped));
+        return Ok((cap(sources, corpus, split, Some(kept)), dropped));
     }
-    let selection = cap(plan, corpus, split, None);
+    let selection = cap(sources, corpus, split, None);
     if read_after {
         let kept = filter(corpus, task, split, &selection)?;
         let dropped = selection.len() - kept.len() as u64;
@@ -78,13 +78,13 @@ pub fn select(plan: &Plan<'_>, task: &PlannedTask<'_>, split: &PlannedSplit) -> 
 }
 
 /// Applies the cap to all positions, or to the given ones.
-fn cap(plan: &Plan<'_>, corpus: &Corpus, split: &PlannedSplit, kept: Option<Vec<u64>>) -> Selection {
+fn cap(sources: &Sources<'_>, corpus: &Corpus, split: &PlannedSplit, kept: Option<Vec<u64>>) -> Selection {
     let available = kept.as_ref().map_or(split.rows, |k| k.len() as u64);
-    let cap = plan.recipe.cap.unwrap_or(u64::MAX);
+    let cap = sources.recipe.cap.unwrap_or(u64::MAX);
     if available <= cap {
         return kept.map_or(Selection::All(split.rows), Selection::Some);
     }
-    if plan.recipe.select == Select::Head {
+    if sources.recipe.select == Select::Head {
         return Selection::Some(kept.map_or_else(
             || (0..cap).collect(),
             |mut k| {
@@ -93,7 +93,7 @@ fn cap(plan: &Plan<'_>, corpus: &Corpus, split: &PlannedSplit, kept: Option<Vec<
             },
         ));
     }
-    let keys = RowKeys::new(plan.recipe.seed, corpus, &split.parts);
+    let keys = RowKeys::new(sources.recipe.seed, corpus, &split.parts);
     // The cap's smallest keys so far, the largest on top: memory for the cap, whatever the corpus.
     let mut smallest: BinaryHeap<(u64, u64)> = BinaryHeap::new();
     let mut offer = |position: u64| {

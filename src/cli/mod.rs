@@ -8,6 +8,7 @@ mod compile;
 mod render;
 mod rows;
 mod tasks;
+mod tokenizer;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -33,6 +34,7 @@ enum Command {
     Tasks(tasks::Tasks),
     Rows(rows::Rows),
     Render(render::Render),
+    Tokenizer(tokenizer::Tokenizer),
 }
 
 /// Where corpora lie.
@@ -103,6 +105,7 @@ pub fn run() -> ExitCode {
         Command::Tasks(command) => command.run(),
         Command::Rows(command) => command.run(),
         Command::Render(command) => command.run(),
+        Command::Tokenizer(command) => command.run(),
     };
     match outcome {
         Ok(()) | Err(Failure::OutputClosed) => ExitCode::SUCCESS,

@@ -105,7 +105,7 @@ enum FieldProgram {
     /// Not read by anything that is rendered.
     Unused,
     Constant(Value),
-    Computed(Compiled<Expression<'static, 'static>>),
+    Computed(Box<Compiled<Expression<'static, 'static>>>),
 }
 
 /// A row whose fields have been computed, ready for any template.
@@ -198,7 +198,7 @@ impl Program {
             let constant = reads.fields[i].is_empty().then(|| compiled.get(0).and_then(|e| e.eval(()))).transpose();
             fields.push(match constant {
                 Ok(Some(value)) => FieldProgram::Constant(value),
-                Ok(None) => FieldProgram::Computed(compiled),
+                Ok(None) => FieldProgram::Computed(Box::new(compiled)),
                 Err(error) => {
                     errors.push(engine_error(&error, field.expression.whole_span()));
                     FieldProgram::Unused
