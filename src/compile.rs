@@ -343,6 +343,7 @@ fn finish(
     files.extend(mixture.values().flat_map(|l| l.files.iter().cloned()));
     files.sort_by(|a, b| a.path.cmp(&b.path));
     let card = write_card(plan, &mixture, out)?;
+    storage::write(&out.join(manifest::TOKENIZER), plan.tokenizer.json().as_bytes())?;
     clear(out, &files.iter().map(|f| f.path.as_str()).chain([card]).collect())?;
     let units = objects.iter().map(|(u, _)| u.stem.clone()).chain(mixture.values().flat_map(link::receipt_names));
     receipts::prune(out, &units.chain([WHOLE.to_owned()]).collect())?;

@@ -1,6 +1,7 @@
 #![deny(unsafe_code)]
 pub mod cli;
 pub mod compile;
+pub mod verify;
 pub mod diag;
 pub mod document;
 pub mod example;

@@ -5,10 +5,12 @@
 
 mod check;
 mod compile;
+mod explain;
 mod render;
 mod rows;
 mod tasks;
 mod tokenizer;
+mod verify;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -30,6 +32,8 @@ struct Flanc {
 #[derive(Subcommand)]
 enum Command {
     Compile(compile::Compile),
+    Explain(explain::Explain),
+    Verify(verify::Verify),
     Check(check::Check),
     Tasks(tasks::Tasks),
     Rows(rows::Rows),
@@ -101,6 +105,8 @@ pub fn run() -> ExitCode {
     let flanc = Flanc::parse();
     let outcome = match flanc.command {
         Command::Compile(command) => command.run(),
+        Command::Explain(command) => command.run(),
+        Command::Verify(command) => command.run(),
         Command::Check(command) => command.run(),
         Command::Tasks(command) => command.run(),
         Command::Rows(command) => command.run(),

@@ -15,6 +15,8 @@ use crate::storage;
 use super::writer::FileInfo;
 
 pub const FILE: &str = "manifest.json";
+/// The tokenizer of the compile, beside the manifest: whoever trains or evaluates needs the same one.
+pub const TOKENIZER: &str = "tokenizer.json";
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {

@@ -1,6 +1,7 @@
 //! Shards: the Parquet files a compile leaves behind, and the manifest that names them.
 
 pub mod columns;
+pub mod inspect;
 pub mod manifest;
 pub mod reader;
 pub mod receipts;

@@ -118,6 +118,11 @@ impl Tokenizer {
         if self.fast.is_some() { FAST } else { REFERENCE }
     }
 
+    /// The file's text.
+    pub fn json(&self) -> &str {
+        &self.json
+    }
+
     /// BLAKE3 of the file's text, in hexadecimal.
     pub fn hash(&self) -> &str {
         &self.hash
