@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::diag::{Diagnostic, Result, Severity, one};
 use crate::expand::{self, Counts, Object, UNIT_ROWS, Unit};
 use crate::link::{self, Linked};
-use crate::plan::{FORMAT, Plan, Role, SplitName, corpus_identity, mixture_settings, prompt_settings};
+use crate::plan::{FORMAT, Plan, Role, SplitName, corpus_identity, prompt_settings};
 use crate::select::{Selection, select};
 use crate::shard::manifest::{self, Manifest, MixtureEntry, SkippedEntry, SplitEntry, TaskEntry, TokenizerEntry};
 use crate::shard::receipts::{self, Stamp};
@@ -356,15 +356,7 @@ fn finish(
             ("tokenizer".to_owned(), plan.tokenizer.engine().to_owned()),
             ("writer".to_owned(), writer::ENGINE.to_owned()),
         ]),
-        recipe: json!({
-            "name": plan.recipe.source.name,
-            "tasks": plan.recipe.tasks.iter().map(|s| &s.text).collect::<Vec<_>>(),
-            "hold_out": plan.recipe.hold_out.iter().map(|s| &s.text).collect::<Vec<_>>(),
-            "kinds": plan.recipe.kinds,
-            "split_scale": plan.recipe.split_scale,
-            "prompts": prompt_settings(plan),
-            "mixture": mixture_settings(plan),
-        }),
+        recipe: plan.recipe.settings(),
         tokenizer: TokenizerEntry {
             blake3: plan.tokenizer.hash().to_owned(),
             engine: plan.tokenizer.engine().to_owned(),

@@ -490,6 +490,9 @@ impl<'p> Worker<'p> {
             self.shard.write(&batch)?;
             self.provenance_shard.write(&self.provenance.finish())?;
         }
+        if let Rows::Prompts(rows) = &mut self.rows {
+            rows.reclaim(batch);
+        }
         Ok(())
     }
 

@@ -1,21 +1,55 @@
+//! flanc compiles instruction-tuning mixtures: corpora that TensorFlow Datasets exported and Jinja templates in,
+//! tokenized Parquet shards out.
+//!
+//! The modules stand in the order of their dependencies, which is the order to read them in. [`compile::compile`] is
+//! the table of contents: it calls the phases one by one, with a named value between each.
+//!
+//! | phase | from → to | what a compiler calls it |
+//! | --- | --- | --- |
+//! | [`plan`] | recipe, task definitions, corpus headers, tokenizer → [`plan::Plan`], hashed | parse, resolve, type-check |
+//! | [`select`] | row counts → the rows under the cap | – |
+//! | [`ingest`] | bytes of a TFDS split → decoded rows | reading |
+//! | [`expand`] | rows × templates → prompts → ids, in task shards | lowering, code generation |
+//! | [`link`] | task shards → global order by rates → packed rows | linking |
+//! | [`shard::manifest`] | names, counts and hashes everything, last | the executable's table of contents |
+//!
+//! [`verify`] is the second path to the same numbers. `docs/ARCHITECTURE.md` says what holds everywhere, and why.
+
 #![deny(unsafe_code)]
-pub mod cli;
-pub mod compile;
-pub mod verify;
+
+// What can be wrong, and how files are reached.
 pub mod diag;
-pub mod document;
+pub mod storage;
+
+// What a record is.
 pub mod example;
-pub mod expand;
-pub mod ingest;
-pub mod link;
-pub mod mixture;
-pub mod pack;
-pub mod plan;
 pub mod schema;
 pub mod seed;
-pub mod select;
-pub mod shard;
-pub mod storage;
+
+// Reading corpora.
+pub mod ingest;
+
+// What is written by hand: templates, definitions, recipes.
+pub mod document;
+pub mod mixture;
 pub mod task;
 pub mod template;
+
+// Text to rows of ids.
+pub mod pack;
 pub mod tokenize;
+
+// Files that a compile leaves.
+pub mod shard;
+
+// The phases, and the table of contents.
+pub mod plan;
+pub mod select;
+
+pub mod expand;
+pub mod link;
+
+pub mod compile;
+pub mod verify;
+
+pub mod cli;

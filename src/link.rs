@@ -517,10 +517,12 @@ fn gather(
                 rows.push(&output.ids, origin.target_start as usize);
                 output.totals.rows += 1;
                 if rows.rows() >= GROUP_ROWS || rows.bytes() >= GROUP_BYTES {
-                    output.write(rows.finish())?;
+                    let batch = rows.finish();
+                    output.write(&batch)?;
+                    rows.reclaim(batch);
                 }
             }
-            output.write(rows.finish())?;
+            output.write(&rows.finish())?;
         }
         Profile::Packed => {
             let mut rows = PackedRows::default();
@@ -534,10 +536,12 @@ fn gather(
                 rows.close(used, sequence, plan.pad.id);
                 output.close(sequence - used);
                 if rows.input_ids.len() >= GROUP_ROWS || rows.input_ids.values.len() * 8 >= GROUP_BYTES {
-                    output.write(rows.finish())?;
+                    let batch = rows.finish();
+                    output.write(&batch)?;
+                    rows.reclaim(batch);
                 }
             }
-            output.write(rows.finish())?;
+            output.write(&rows.finish())?;
         }
         Profile::Megatron => {
             let mut rows = MegatronRows::default();
@@ -551,10 +555,10 @@ fn gather(
                 rows.close();
                 output.close(0); // Megatron-Bridge pads
                 if rows.input_ids.len() >= MEGATRON_GROUP_ROWS {
-                    output.write(rows.finish())?;
+                    output.write(&rows.finish())?;
                 }
             }
-            output.write(rows.finish())?;
+            output.write(&rows.finish())?;
         }
     }
     output.shard.tokens = output.totals.tokens;
@@ -601,9 +605,9 @@ impl Output<'_> {
         self.totals.padding_tokens += padding as u64;
     }
 
-    fn write(&mut self, batch: RecordBatch) -> Result<()> {
+    fn write(&mut self, batch: &RecordBatch) -> Result<()> {
         if batch.num_rows() > 0 {
-            self.shard.write(&batch)?;
+            self.shard.write(batch)?;
             self.provenance_shard.write(&self.provenance.finish())?;
         }
         Ok(())

@@ -38,6 +38,35 @@ pub struct Recipe {
     pub output: Output,
 }
 
+impl Recipe {
+    /// The recipe as it is meant, defaults included, under the keys of the file.
+    pub fn settings(&self) -> serde_json::Value {
+        let texts = |list: &[Snippet]| list.iter().map(|s| s.text.clone()).collect::<Vec<_>>();
+        serde_json::json!({
+            "seed": self.seed,
+            "tasks": texts(&self.tasks),
+            "hold_out": texts(&self.hold_out),
+            "cap": self.cap,
+            "select": self.select,
+            "filters": self.filters,
+            "templates": match self.templates {
+                Choice::All => serde_json::json!("all"),
+                Choice::Some(n) => serde_json::json!(n),
+                Choice::RoundRobin => serde_json::json!("round-robin"),
+            },
+            "kinds": self.kinds,
+            "rate_max": self.rate_max,
+            "temperature": self.temperature,
+            "size": self.size,
+            "wrapper": self.wrapper,
+            "absent": self.absent,
+            "split_scale": self.split_scale,
+            "lengths": self.lengths,
+            "output": self.output,
+        })
+    }
+}
+
 /// Which examples fall under the cap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]

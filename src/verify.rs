@@ -364,7 +364,8 @@ fn check_eval(row: &RowOf<'_>, checked: &mut Checked) -> Result<Option<String>> 
 
 /// Compares the manifest's counts by task and by mixture with the files.
 fn check_counts(manifest: &Manifest, checked: &[Checked], faults: &mut Vec<Diagnostic>) {
-    let trained: BTreeSet<&str> = manifest.tasks.iter().filter(|t| t.role == "trained").map(|t| t.task.as_str()).collect();
+    let trained: BTreeSet<&str> =
+        manifest.tasks.iter().filter(|t| t.role == "trained").map(|t| t.task.as_str()).collect();
     for task in &manifest.tasks {
         for (split, entry) in &task.splits {
             let folder = if task.role == "trained" { "tasks" } else { "eval" };
@@ -382,7 +383,10 @@ fn check_counts(manifest: &Manifest, checked: &[Checked], faults: &mut Vec<Diagn
                 ("drawn prompts", entry.drawn, drawn),
             ];
             for (what, listed, found) in pairs.into_iter().filter(|(_, listed, found)| listed != found) {
-                faults.push(fault(manifest::FILE, format!("task {}, {split}: {listed} {what} listed, {found} found", task.task)));
+                faults.push(fault(
+                    manifest::FILE,
+                    format!("task {}, {split}: {listed} {what} listed, {found} found", task.task),
+                ));
             }
         }
     }
@@ -400,13 +404,19 @@ fn check_counts(manifest: &Manifest, checked: &[Checked], faults: &mut Vec<Diagn
             faults.push(fault(manifest::FILE, format!("mixture {split}: {listed} {what} listed, {found} found")));
         }
         for task in of_split().flat_map(|c| c.prompts.keys()).filter(|t| !trained.contains(t.as_str())) {
-            faults.push(fault(manifest::FILE, format!("mixture {split} holds prompts of `{task}`, which is not trained on")));
+            faults.push(fault(
+                manifest::FILE,
+                format!("mixture {split} holds prompts of `{task}`, which is not trained on"),
+            ));
         }
     }
     // A task that is held out shares its corpus with no task that is trained on.
     for held_out in manifest.tasks.iter().filter(|t| t.role != "trained") {
         for other in manifest.tasks.iter().filter(|t| t.role == "trained" && t.corpus == held_out.corpus) {
-            faults.push(fault(manifest::FILE, format!("`{}` is trained on the corpus of held-out `{}`", other.task, held_out.task)));
+            faults.push(fault(
+                manifest::FILE,
+                format!("`{}` is trained on the corpus of held-out `{}`", other.task, held_out.task),
+            ));
         }
     }
 }
@@ -422,12 +432,18 @@ fn check_mixture(manifest: &Manifest, checked: &[Checked], faults: &mut Vec<Diag
         let mut uses = prompts_of(&format!("mixture/{split}-"));
         let unknown = uses.iter().filter(|f| of_tasks.binary_search(&(f.identity, f.content)).is_err()).count();
         if unknown > 0 {
-            faults.push(fault(manifest::FILE, format!("{unknown} prompts of mixture {split} are not those of the task shards")));
+            faults.push(fault(
+                manifest::FILE,
+                format!("{unknown} prompts of mixture {split} are not those of the task shards"),
+            ));
         }
         uses.sort_unstable();
         let doubled = uses.windows(2).filter(|w| w[0] == w[1]).count();
         if doubled > 0 {
-            faults.push(fault(manifest::FILE, format!("{doubled} prompts of mixture {split} come twice under one number of use")));
+            faults.push(fault(
+                manifest::FILE,
+                format!("{doubled} prompts of mixture {split} come twice under one number of use"),
+            ));
         }
     }
 }

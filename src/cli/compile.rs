@@ -165,6 +165,7 @@ fn summary(compiled: &Compiled, out: &Path, wall: Duration) -> String {
             100.0 * mixture.loss_tokens as f64 / mixture.tokens.max(1) as f64
         ));
     }
+    text.push_str(&drops(manifest));
     for skipped in &manifest.skipped {
         let split = skipped.split.as_ref().map_or(String::new(), |s| format!(", {s}"));
         text.push_str(&format!("skipped      {}{split}: {}\n", skipped.task, skipped.reason));
@@ -185,6 +186,33 @@ fn summary(compiled: &Compiled, out: &Path, wall: Duration) -> String {
         compiled.units
     ));
     text
+}
+
+/// Prompts that were not made, by reason and template; the manifest lists rows for each.
+fn drops(manifest: &Manifest) -> String {
+    const SHOWN: usize = 12;
+    let mut lines = Vec::new();
+    for task in &manifest.tasks {
+        for (split, entry) in &task.splits {
+            for (template, reasons) in &entry.dropped {
+                for (reason, failed) in reasons {
+                    let template = if template.is_empty() { "every template" } else { template };
+                    let example = failed.rows.first().map_or("", String::as_str);
+                    let example: String = example.chars().take(100).collect();
+                    lines.push(format!(
+                        "dropped      {} {split}, {template}: {} × {reason}, e.g. {example}\n",
+                        task.task, failed.count
+                    ));
+                }
+            }
+        }
+    }
+    let more = lines.len().saturating_sub(SHOWN);
+    lines.truncate(SHOWN);
+    if more > 0 {
+        lines.push(format!("dropped      and {more} more kinds, see manifest.json\n"));
+    }
+    lines.concat()
 }
 
 /// A line for each task.

@@ -16,7 +16,7 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, DictionaryArray, Int8Array, Int32Array, ListArray, RecordBatch, StringArray, UInt32Array,
+    Array, ArrayRef, AsArray, DictionaryArray, Int8Array, Int32Array, ListArray, RecordBatch, StringArray, UInt32Array,
     UInt64Array,
 };
 use arrow::buffer::{OffsetBuffer, ScalarBuffer};
@@ -78,6 +78,23 @@ impl Lists<i8> {
     }
 }
 
+/// Takes the buffers of a written batch back, so that the next row group need not ask the system for memory: pages
+/// that are returned and fetched again have to be cleared each time, which took a sixth of a run.
+macro_rules! reclaim {
+    ($rows:expr, $batch:expr, $($column:ident),+) => {{
+        let buffers: Vec<_> = $batch.columns().iter().map(|c| c.as_list::<i32>().values().to_data().buffers()[0].clone()).collect();
+        drop($batch);
+        let mut buffers = buffers.into_iter();
+        $(
+            // Shared or foreign memory stays where it is.
+            if let Some(Ok(mut values)) = buffers.next().map(|b| b.into_vec()) {
+                values.clear();
+                $rows.$column.values = values;
+            }
+        )+
+    }};
+}
+
 fn lists_of(item: DataType) -> DataType {
     DataType::List(Arc::new(Field::new("element", item, false)))
 }
@@ -115,6 +132,11 @@ impl PromptRows {
         let mask = &mut self.attention_mask.values;
         mask.resize(mask.len() + ids.len(), 1);
         self.attention_mask.close();
+    }
+
+    /// Takes the memory of a batch that has been written back.
+    pub fn reclaim(&mut self, batch: RecordBatch) {
+        reclaim!(self, batch, input_ids, labels, attention_mask);
     }
 
     pub fn rows(&self) -> usize {
@@ -173,6 +195,11 @@ impl PackedRows {
     pub fn finish(&mut self) -> RecordBatch {
         let columns = vec![self.input_ids.finish(), self.labels.finish(), self.seq_lengths.finish()];
         RecordBatch::try_new(Self::schema(), columns).expect("columns of one length and the schema's types")
+    }
+
+    /// Takes the memory of a batch that has been written back.
+    pub fn reclaim(&mut self, batch: RecordBatch) {
+        reclaim!(self, batch, input_ids, labels, seq_lengths);
     }
 }
 

@@ -54,9 +54,12 @@ pub fn row(out: &Path, file: &str, index: u64) -> Result<Row> {
     let mut start = 0;
     for (origin, target_start, length) in origins {
         if start + length > ids.len() || target_start > length {
-            return Err(Diagnostic::error("provenance", format!("{provenance_file} does not fit {file} in row {index}"))
-                .help("run `flanc verify` on the output")
-                .into());
+            return Err(Diagnostic::error(
+                "provenance",
+                format!("{provenance_file} does not fit {file} in row {index}"),
+            )
+            .help("run `flanc verify` on the output")
+            .into());
         }
         segments.push(Segment { start, length, target_start, origin });
         start += length;

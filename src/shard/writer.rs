@@ -7,7 +7,7 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
-use parquet::basic::{Compression, ZstdLevel};
+use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
 use parquet::schema::types::ColumnPath;
@@ -68,9 +68,16 @@ impl ShardWriter {
             // The page index is written; minima of token ids would only make it larger.
             .set_statistics_enabled(EnabledStatistics::None)
             .set_key_value_metadata(Some(metadata));
+        let column = |name: &str| ColumnPath::from(vec![name.to_owned(), "list".to_owned(), "element".to_owned()]);
         if order == Order::ByRow {
-            properties = properties.set_column_dictionary_enabled(ColumnPath::from("input_ids.list.element"), false);
+            properties = properties.set_column_dictionary_enabled(column("input_ids"), false);
         }
+        // Labels are runs of -100 with a few ids between them, which zstd sees by itself; the mask is all ones, whose
+        // differences take no space at all.
+        properties = properties
+            .set_column_dictionary_enabled(column("labels"), false)
+            .set_column_dictionary_enabled(column("attention_mask"), false)
+            .set_column_encoding(column("attention_mask"), Encoding::DELTA_BINARY_PACKED);
         for scalar in ["row", "answer"] {
             properties = properties.set_column_statistics_enabled(ColumnPath::from(scalar), EnabledStatistics::Page);
         }
