@@ -154,6 +154,9 @@ const WHOLE: &str = "whole";
 /// The manifest, if it is of this plan, its inputs are as they were, and its files are there.
 fn up_to_date(plan: &Plan<'_>, inputs: &Inputs, out: &Path) -> Result<Option<Manifest>> {
     let Ok(Some(manifest)) = manifest::read(out) else { return Ok(None) };
+    if storage::stamp(&out.join(manifest::TOKENIZER)).is_none() {
+        return Ok(None);
+    }
     let stamps: Vec<Stamp> = inputs.values().flatten().cloned().collect();
     let known: Option<String> = receipts::find(out, WHOLE, &plan.hash, &stamps, |_| manifest.files.clone());
     Ok(known.filter(|_| manifest.plan == plan.hash).map(|_| manifest))
@@ -489,5 +492,6 @@ fn clear(out: &Path, keep: &BTreeSet<&str>) -> Result<()> {
         }
         storage::remove_empty_directories(&root)?;
     }
+    storage::remove_tree(&out.join(receipts::DIRECTORY).join(link::RUNS))?;
     storage::remove_empty_directories(out)
 }

@@ -31,6 +31,8 @@ use crate::shard::receipts;
 use crate::shard::writer::{FileInfo, Order, ShardWriter};
 use crate::storage::{self, Mapped};
 
+/// Where scattered task shards lie for as long as a run takes, below [`receipts::DIRECTORY`].
+pub const RUNS: &str = "runs";
 /// Bytes that scattering one task shard holds before it writes them out.
 const SCATTER_BYTES: usize = 16 << 20;
 /// Megatron-Bridge keeps a row group in memory for each worker and reads at random: small ones.
@@ -131,7 +133,7 @@ pub fn link(
     if known.iter().all(Option::is_some) {
         linked.extend(known.into_iter().flatten());
     } else {
-        let directory = out.join(receipts::DIRECTORY).join("runs").join(split.name());
+        let directory = out.join(receipts::DIRECTORY).join(RUNS).join(split.name());
         let runs: Result<Vec<Run>> = sources
             .par_iter()
             .enumerate()
@@ -339,7 +341,7 @@ fn scatter(plan: &Plan<'_>, source: &Source<'_>, draw: Draw, shards: usize, out:
         Ok(())
     };
     if source.object.counts.prompts > 0 && (draw.passes > 0 || draw.last.is_some()) {
-        let shard = reader::open(out, &source.object.shard.path, GROUP_ROWS)?;
+        let shard = reader::open_columns(out, &source.object.shard.path, GROUP_ROWS, &["input_ids"])?;
         let mut provenance = reader::open(out, &source.object.provenance.path, GROUP_ROWS)?;
         let mut pending: std::collections::VecDeque<Origin> = Default::default();
         for batch in shard {

@@ -142,8 +142,9 @@ pub struct SchemaError {
 /// Deeper trees than this do not occur and would overflow the stack of whoever walks them.
 const MAX_DEPTH: usize = 64;
 
-/// A declared shape is not to decide how much memory is taken; no text corpus comes near this.
-const MAX_TENSOR_VALUES: u64 = 1 << 24;
+/// A declared shape is not to decide how much memory is taken: a row that lacks an optional tensor is given one of that
+/// shape. Text corpora have none of a thousand values.
+const MAX_TENSOR_VALUES: u64 = 1 << 22;
 
 impl Feature {
     /// A text feature.
@@ -304,7 +305,12 @@ fn parse_proto(object: &Map<String, Value>, path: &str, depth: usize) -> Result<
     ];
     let Some((kind, content)) = kinds.iter().find_map(|kind| Some((*kind, get(object, kind)?))) else {
         let keys: Vec<&str> = object.keys().map(String::as_str).filter(|k| *k != "pythonClassName").collect();
-        return Err(fail(&format!("one of {}", kinds.join(", ")), format!("{} of class {class}", keys.join(", "))));
+        let found = match (keys.is_empty(), class) {
+            (true, _) => "none of them".to_owned(),
+            (false, "") => keys.join(", "),
+            (false, class) => format!("{} of class {class}", keys.join(", ")),
+        };
+        return Err(fail(&format!("one of {}", kinds.join(", ")), found));
     };
     match kind {
         "featuresDict" => {
@@ -400,7 +406,8 @@ fn parse_tensor(content: &Value, path: &str) -> Result<Feature, SchemaError> {
     if encoding != Encoding::None && (shape.contains(&None) || dtype == Dtype::String) {
         return Err(fail("numbers of a fixed shape under an encoding", brief(content)));
     }
-    let values = shape.iter().flatten().try_fold(1u64, |n, d| n.checked_mul(*d));
+    // A dimension of 0 leaves no values, but lists of the others, empty ones.
+    let values = shape.iter().flatten().try_fold(1u64, |n, d| n.checked_mul((*d).max(1)));
     if values.is_none_or(|n| n > MAX_TENSOR_VALUES) {
         return Err(fail(&format!("a tensor of at most {MAX_TENSOR_VALUES} values"), brief(content)));
     }

@@ -1,15 +1,15 @@
 //! `flanc render`: the prompts that a task's templates make of its rows.
 
-use std::io::{BufWriter, Write};
 use std::ops::Range;
 
 use clap::Args;
 use serde_json::json;
 
+use super::rows::print_rows;
 use super::{DataDirs, Definitions, Failure, Outcome, parse_range, report};
 use crate::diag::{Diagnostic, listing};
 use crate::ingest::Corpus;
-use crate::ingest::features::Decoder;
+use crate::ingest::splits::clip;
 use crate::template::engine::{self, Bound, Prompt};
 
 /// Print the prompts of a task
@@ -63,104 +63,34 @@ impl Render {
                 }
             },
         };
-        let wanted = task.program.decoded_features();
-        let decoder = Decoder::new(&corpus.info.features, wanted).map_err(|(path, class)| {
-            Box::new(
-                Diagnostic::error("feature-kind", format!("feature `{path}` is no text and no number")).found(class),
-            )
-        })?;
-        let mut out = BufWriter::new(std::io::stdout().lock());
-        let mut problems = Vec::new();
-        let range = self.rows.clone().unwrap_or(0..u64::MAX);
-        let mut position = 0;
-        for mut part in corpus.resolve(&self.split, 1.0)? {
-            let rows = part.rows.clone();
-            let clip = |row: u64| rows.start + row.saturating_sub(position).min(rows.end - rows.start);
-            part.rows = clip(range.start)..clip(range.end);
-            position += rows.end - rows.start;
-            if part.rows.is_empty() {
-                continue;
-            }
-            problems.extend(corpus.damage(&part)?.into_iter().map(|d| d.diagnostic.clone()));
-            let mut write_error = None;
-            let mut damaged = Vec::new();
-            let visited = corpus.visit(
-                &part,
-                &|_| true,
-                &mut |row| {
-                    let mut oddities = Vec::new();
-                    let datum = match decoder.decode(row.payload, &mut oddities) {
-                        Ok(datum) => datum,
-                        Err(error) => {
-                            problems.push(row.error(error));
-                            return Ok(());
-                        }
-                    };
-                    problems.extend(oddities.iter().map(|o| row.oddity(o)));
-                    let failed = |failure: engine::Failure| {
-                        Diagnostic::warning(
-                            failure.reason.name(),
-                            format!("a row of `{}` gives no prompt: {}", task.name(), failure.detail),
-                        )
-                        .at(row.place())
-                    };
-                    let bound = match task.program.bind(&datum, row.payload.len()) {
-                        Ok(Some(bound)) => bound,
-                        Ok(None) => return Ok(()),
-                        Err(failure) => {
-                            problems.push(failed(failure));
-                            return Ok(());
-                        }
-                    };
-                    for &template in &templates {
-                        match task.program.render(&bound, template) {
-                            Ok(prompt) => {
-                                let text = if self.json {
-                                    self.line(
-                                        &part.split,
-                                        row.index,
-                                        &task.definition.templates[template],
-                                        &prompt,
-                                        &bound,
-                                    )
-                                } else {
-                                    let name = &task.definition.templates[template].name.text;
-                                    format!(
-                                        "--- {} {} row {} · {name}\n{}\n>>> {}\n\n",
-                                        task.name(),
-                                        part.split,
-                                        row.index,
-                                        prompt.inputs,
-                                        prompt.targets
-                                    )
-                                };
-                                if let Err(error) = out.write_all(text.as_bytes()) {
-                                    write_error = Some(error);
-                                    return Err(Box::new(Diagnostic::error("stdout", "stopped")));
-                                }
-                            }
-                            Err(failure) => problems.push(failed(failure)),
-                        }
+        let decoder = corpus.decoder(task.program.decoded_features())?;
+        let parts = clip(corpus.resolve(&self.split, 1.0)?, &self.rows.clone().unwrap_or(0..u64::MAX));
+        let problems = print_rows(&corpus, &parts, &decoder, &mut |row, datum, text, problems| {
+            let failed = |failure: engine::Failure| {
+                let message = format!("a row of `{}` gives no prompt: {}", task.name(), failure.detail);
+                Diagnostic::warning(failure.reason.name(), message).at(row.place())
+            };
+            let bound = match task.program.bind(datum, row.payload.len()) {
+                Ok(Some(bound)) => bound,
+                Ok(None) => return,
+                Err(failure) => return problems.push(failed(failure)),
+            };
+            for &template in &templates {
+                let definition = &task.definition.templates[template];
+                match task.program.render(&bound, template) {
+                    Ok(prompt) if self.json => {
+                        text.push_str(&self.line(row.split, row.index, definition, &prompt, &bound));
                     }
-                    Ok(())
-                },
-                &mut |damage| {
-                    damaged.push(damage.diagnostic);
-                    Ok(())
-                },
-            );
-            if let Some(error) = write_error {
-                return Err(error.into());
+                    Ok(prompt) => {
+                        let (task, name) = (task.name(), &definition.name.text);
+                        text.push_str(&format!("--- {task} {} row {} · {name}\n", row.split, row.index));
+                        text.push_str(&format!("{}\n>>> {}\n\n", prompt.inputs, prompt.targets));
+                    }
+                    Err(failure) => problems.push(failed(failure)),
+                }
             }
-            visited?;
-            problems.extend(damaged);
-        }
-        out.flush()?;
-        if problems.iter().any(|d| d.severity == crate::diag::Severity::Error) {
-            return Err(Failure::Diagnostics(problems));
-        }
-        report(&problems);
-        Ok(())
+        })?;
+        problems.settle(0)
     }
 
     fn line(

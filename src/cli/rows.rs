@@ -1,5 +1,6 @@
-//! `flanc rows`: decoded examples as canonical JSON lines.
+//! `flanc rows`: decoded examples as canonical JSON lines. Also what every command does that prints rows as it reads them.
 
+use std::cell::RefCell;
 use std::io::{BufWriter, Write};
 use std::ops::Range;
 
@@ -7,10 +8,12 @@ use clap::Args;
 
 use super::{DataDirs, Failure, Outcome, parse_range, report};
 use crate::diag::{Diagnostic, Severity};
-use crate::ingest::Corpus;
+use crate::example::Datum;
 use crate::ingest::features::Decoder;
 use crate::ingest::info::CorpusName;
 use crate::ingest::record::Damage;
+use crate::ingest::splits::{Part, clip};
+use crate::ingest::{Corpus, RawRow};
 
 /// Print decoded rows of a corpus as canonical JSON lines
 ///
@@ -38,74 +41,92 @@ impl Rows {
     pub fn run(self) -> Outcome {
         let corpus = Corpus::open(&CorpusName::parse(&self.corpus)?, &self.data.data_dirs)?;
         report(&corpus.info.warnings);
-        let parts = corpus.resolve(&self.split, 1.0)?;
-        let decoder = Decoder::new(&corpus.info.features, None).map_err(|(path, class)| {
-            Box::new(
-                Diagnostic::error("feature-kind", format!("feature `{path}` is no text and no number"))
-                    .expected("text, numbers, labels, and structs and sequences of them")
-                    .found(class),
-            )
+        let parts = clip(corpus.resolve(&self.split, 1.0)?, &self.rows.unwrap_or(0..u64::MAX));
+        let decoder = corpus.decoder(None)?;
+        let problems = print_rows(&corpus, &parts, &decoder, &mut |_, datum, text, _| {
+            datum.write_canonical(text);
+            text.push('\n');
         })?;
-        let mut out = BufWriter::new(std::io::stdout().lock());
-        let mut bad = Vec::new();
-        let mut bad_records = 0;
-        let mut position = 0; // of a part's first row within the whole expression
-        let range = self.rows.unwrap_or(0..u64::MAX);
-        for mut part in parts {
-            let rows = part.rows.clone();
-            let clip = |row: u64| rows.start + row.saturating_sub(position).min(rows.end - rows.start);
-            part.rows = clip(range.start)..clip(range.end);
-            position += rows.end - rows.start;
-            if part.rows.is_empty() {
-                continue;
-            }
-            let mut damages: Vec<Damage> = corpus.damage(&part)?.into_iter().cloned().collect();
-            let mut line = String::new();
-            let mut failed = Vec::new();
-            let mut closed = None;
-            let visited = corpus.visit(
-                &part,
-                &|_| true,
-                &mut |row| {
-                    let mut oddities = Vec::new();
-                    match decoder.decode(row.payload, &mut oddities) {
-                        Ok(datum) => {
-                            line.clear();
-                            datum.write_canonical(&mut line);
-                            line.push('\n');
-                            if let Err(error) = out.write_all(line.as_bytes()) {
-                                closed = Some(error);
-                                return Err(Box::new(Diagnostic::error("stdout", "stopped")));
-                            }
-                        }
-                        Err(error) => failed.push(row.error(error)),
-                    }
-                    failed.extend(oddities.iter().map(|oddity| row.oddity(oddity)));
-                    Ok(())
-                },
-                &mut |damage| {
-                    damages.push(damage);
-                    Ok(())
-                },
-            );
-            if let Some(error) = closed {
-                return Err(error.into());
-            }
-            visited?;
-            for damage in damages {
-                if damage.diagnostic.severity == Severity::Error {
-                    bad_records += (damage.records.end - damage.records.start).max(1);
-                }
-                bad.push(damage.diagnostic);
-            }
-            bad_records += failed.iter().filter(|d| d.severity == Severity::Error).count() as u64;
-            bad.extend(failed);
+        problems.settle(self.max_bad_records)
+    }
+}
+
+/// What there is to say of records, and how many of them could not be used.
+#[derive(Default)]
+pub struct Problems {
+    list: Vec<Diagnostic>,
+    bad_records: u64,
+}
+
+impl Problems {
+    /// Something about one record, which it cost if it is an error.
+    pub fn push(&mut self, diagnostic: Diagnostic) {
+        self.bad_records += u64::from(diagnostic.severity == Severity::Error);
+        self.list.push(diagnostic);
+    }
+
+    fn damage(&mut self, damage: Damage) {
+        if damage.diagnostic.severity == Severity::Error {
+            self.bad_records += damage.lost.max(1);
         }
-        out.flush()?;
-        if bad_records > self.max_bad_records {
-            return Err(Failure::Diagnostics(bad));
+        self.list.push(damage.diagnostic);
+    }
+
+    /// Prints them; more unusable records than are allowed make the command fail.
+    pub fn settle(self, max_bad_records: u64) -> Outcome {
+        if self.bad_records > max_bad_records {
+            return Err(Failure::Diagnostics(self.list));
         }
-        report(&bad);
+        report(&self.list);
         Ok(())
     }
+}
+
+/// Prints what `write` makes of each row of `parts`, and returns what is wrong with records, which are passed over.
+pub fn print_rows(
+    corpus: &Corpus,
+    parts: &[Part],
+    decoder: &Decoder<'_>,
+    write: &mut dyn FnMut(&RawRow<'_>, &Datum<'_>, &mut String, &mut Problems),
+) -> Result<Problems, Failure> {
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    let problems = RefCell::new(Problems::default()); // rows and damage come through two closures
+    let mut text = String::new();
+    for part in parts {
+        for damage in corpus.damage(part)? {
+            problems.borrow_mut().damage(damage.clone());
+        }
+        let mut write_error = None;
+        let visited = corpus.visit(
+            part,
+            &|_| true,
+            &mut |row| {
+                let mut problems = problems.borrow_mut();
+                let mut oddities = Vec::new();
+                match decoder.decode(row.payload, &mut oddities) {
+                    Ok(datum) => {
+                        text.clear();
+                        write(&row, &datum, &mut text, &mut problems);
+                        if let Err(error) = out.write_all(text.as_bytes()) {
+                            write_error = Some(error);
+                            return Err(Diagnostic::error("stdout", "stopped").into());
+                        }
+                    }
+                    Err(error) => problems.push(row.error(error)),
+                }
+                oddities.iter().for_each(|oddity| problems.push(row.oddity(oddity)));
+                Ok(())
+            },
+            &mut |damage| {
+                problems.borrow_mut().damage(damage);
+                Ok(())
+            },
+        );
+        if let Some(error) = write_error {
+            return Err(error.into());
+        }
+        visited?;
+    }
+    out.flush()?;
+    Ok(problems.into_inner())
 }

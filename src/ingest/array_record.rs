@@ -37,7 +37,7 @@ use std::path::{Path, PathBuf};
 use brotli::enc::StandardAlloc;
 use highway::{HighwayHash, HighwayHasher, Key};
 
-use super::record::{Damage, RECORD_LIMIT, Record};
+use super::record::{Damage, RECORD_LIMIT, Record, narrow};
 use crate::diag::{Diagnostic, Place, Result};
 use crate::storage::Mapped;
 
@@ -100,12 +100,13 @@ impl<B: Deref<Target = [u8]>> ArrayRecordFile<B> {
         self.index.records
     }
 
-    /// Calls `visit` for the records of `range` that the file has, in order. A chunk that cannot be read goes to
-    /// `damaged`, once, with those of its records that are in `range`, and reading goes on behind it.
-    /// An error of either ends the visit and is returned.
+    /// Calls `visit` for the records of `range` that the file has and that are `wanted`, in order. A chunk that cannot
+    /// be read goes to `damaged`, once, with those of its records, and reading goes on behind it; a chunk of which
+    /// nothing is wanted is not looked at. An error of either ends the visit and is returned.
     pub fn visit(
         &self,
         range: Range<u64>,
+        wanted: &dyn Fn(u64) -> bool,
         visit: &mut dyn FnMut(Record<'_>) -> Result<()>,
         damaged: &mut dyn FnMut(Damage) -> Result<()>,
     ) -> Result<()> {
@@ -120,29 +121,32 @@ impl<B: Deref<Target = [u8]>> ArrayRecordFile<B> {
                 break;
             }
             let held = chunk.record..self.index.chunks.get(number + 1).map_or(self.records(), |c| c.record);
-            let wanted = held.start.max(range.start)..held.end.min(end);
-            let place = Place::Record { file: self.path.clone(), record: wanted.start, offset: Some(chunk.offset) };
+            let (chosen, count) = narrow(held.start.max(range.start)..held.end.min(end), wanted);
+            if count == 0 {
+                continue;
+            }
+            let place = Place::Record { file: self.path.clone(), record: chosen.start, offset: Some(chunk.offset) };
             match decoder.read(&self.bytes, chunk.offset as usize, held.end - held.start, CHUNK_LIMIT) {
                 Ok(records) => {
-                    if let Some(block) = records.bad_block_header.filter(|_| wanted.start == held.start) {
-                        damaged(Damage {
-                            diagnostic: bad_block_header(block).at(place),
-                            records: held.start..held.start,
-                        })?;
+                    if let Some(block) = records.bad_block_header.filter(|_| chosen.start == held.start) {
+                        damaged(Damage::new(bad_block_header(block).at(place), held.start..held.start))?;
                     }
                     for (index, payload) in held.zip(records) {
-                        if wanted.contains(&index) {
+                        if chosen.contains(&index) && wanted(index) {
                             visit(Record { index, offset: chunk.offset, payload })?;
                         }
                     }
                 }
                 Err(diagnostic) => {
-                    let lost = match wanted.end - wanted.start {
+                    let note = match count {
                         1 => "1 record is lost; those behind it can be read".to_owned(),
-                        n => format!("{n} records are lost, {wanted:?}; those behind them can be read"),
+                        n => format!("{n} records are lost, of {chosen:?}; those behind them can be read"),
                     };
-                    let diagnostic = diagnostic.at(place).note("note", lost);
-                    damaged(Damage { diagnostic, records: wanted })?;
+                    damaged(Damage {
+                        diagnostic: diagnostic.at(place).note("note", note),
+                        records: chosen,
+                        lost: count,
+                    })?;
                 }
             }
         }

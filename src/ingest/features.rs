@@ -15,10 +15,12 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::io::Read;
 
+use crate::diag::listing;
 use crate::example::Datum;
 use crate::schema::{Dtype, Encoding, Feature, Tensor};
 
 use super::proto::{self, Kind, Values};
+use super::record::RECORD_LIMIT;
 
 /// Why a record is not a row of its corpus.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +38,8 @@ pub struct Oddity {
     pub code: &'static str,
     /// Path of the feature.
     pub feature: String,
+    /// What is wrong with it, as the end of a sentence.
+    pub what: &'static str,
     pub expected: String,
     pub found: String,
 }
@@ -53,6 +57,7 @@ enum Node<'f> {
     Struct(Vec<(&'f str, Node<'f>)>),
     /// The struct of lists below it is turned into a list of structs, `depth` lists down.
     Rows {
+        path: String,
         depth: usize,
         node: Box<Node<'f>>,
     },
@@ -110,10 +115,24 @@ impl<'f> Decoder<'f> {
             message: "a record is not a tf.train.Example".into(),
             expected: "a protobuf message Example { Features { map<string, Feature> } }".into(),
             found: e.to_string(),
-            help: "was the file written by something other than TFDS, or under another features.json?",
+            help: "if its file has checksums, the record was written like this, and not by TFDS; export the corpus again",
         })?;
-        node(&self.root, &slots, oddities)
+        node(&self.root, &slots, oddities).map_err(|error| match error.code {
+            MISSING => RowError { found: format!("a record with {}", keys_of(record)), ..error },
+            _ => error,
+        })
     }
+}
+
+const MISSING: &str = "feature-missing";
+
+/// The keys of a record, for a message.
+fn keys_of(record: &[u8]) -> String {
+    let mut keys = Vec::new();
+    // The record has been parsed before.
+    let _ = proto::parse(record, |key, _| keys.push(String::from_utf8_lossy(key).into_owned()));
+    keys.sort();
+    listing(keys.iter().map(String::as_str))
 }
 
 fn lower<'f>(
@@ -131,9 +150,9 @@ fn lower<'f>(
         ),
         Feature::Sequence { item, length } => lower(item, path, &[levels, &[*length]].concat(), keys)?,
         Feature::Dataset { item, length } => {
-            let node = lower(item, path, &[levels, &[*length]].concat(), keys)?;
+            let node = lower(item, path.clone(), &[levels, &[*length]].concat(), keys)?;
             if matches!(**item, Feature::Struct(_)) {
-                Node::Rows { depth: levels.len(), node: Box::new(node) }
+                Node::Rows { path, depth: levels.len(), node: Box::new(node) }
             } else {
                 node
             }
@@ -178,27 +197,27 @@ fn node<'r, 'f: 'r>(
                 .map(|(name, child)| Ok((*name, node(child, slots, oddities)?)))
                 .collect::<Result<_, RowError>>()?,
         )),
-        Node::Rows { depth, node: child } => transpose(node(child, slots, oddities)?, *depth),
+        Node::Rows { path, depth, node: child } => transpose(path, node(child, slots, oddities)?, *depth),
         Node::Leaf(leaf) => leaf.decode(slots, oddities),
     }
 }
 
 /// Turns a struct whose leaves are lists into a list of structs, `depth` lists down.
-fn transpose(datum: Datum<'_>, depth: usize) -> Result<Datum<'_>, RowError> {
+fn transpose<'r>(path: &str, datum: Datum<'r>, depth: usize) -> Result<Datum<'r>, RowError> {
     let Datum::Struct(fields) = datum else { return Ok(datum) };
     let mut rows: Option<Vec<Vec<(&str, Datum)>>> = None;
     for (name, column) in fields {
         // A struct inside a dataset is a struct of lists itself: turn it first.
-        let column = if matches!(column, Datum::Struct(_)) { transpose(column, 0)? } else { column };
+        let column = if matches!(column, Datum::Struct(_)) { transpose(path, column, 0)? } else { column };
         let Datum::List(items) = column else { continue };
         let rows = rows.get_or_insert_with(|| items.iter().map(|_| Vec::new()).collect());
         if rows.len() != items.len() {
             return Err(RowError {
                 code: "sequence-lengths",
-                message: format!("the lists of one Dataset differ in length at `{name}`"),
-                expected: format!("{} items", rows.len()),
-                found: format!("{}", items.len()),
-                help: "the export is inconsistent; export the corpus again",
+                message: format!("the features of Dataset `{path}` have lists of different lengths"),
+                expected: format!("a list of length {} for `{path}/{name}`, as for those before it", rows.len()),
+                found: format!("length {}", items.len()),
+                help: "the record was not written by TFDS; export the corpus again",
             });
         }
         for (row, item) in rows.iter_mut().zip(items) {
@@ -209,7 +228,7 @@ fn transpose(datum: Datum<'_>, depth: usize) -> Result<Datum<'_>, RowError> {
     if depth == 0 {
         Ok(Datum::List(rows.collect()))
     } else {
-        rows.map(|r| transpose(r, depth - 1)).collect::<Result<_, _>>().map(Datum::List)
+        rows.map(|r| transpose(path, r, depth - 1)).collect::<Result<_, _>>().map(Datum::List)
     }
 }
 
@@ -224,14 +243,18 @@ impl Leaf {
     }
 
     fn decode<'r>(&self, slots: &[Option<Values<'r>>], oddities: &mut Vec<Oddity>) -> Result<Datum<'r>, RowError> {
-        let Some(values) = slots[self.values] else { return self.absent() };
+        let Some(values) = slots[self.values] else {
+            // Lists of empty lists have lengths and no values.
+            let has_lengths = self.row_lengths.iter().any(|&slot| slots[slot].is_some());
+            return if has_lengths { self.ragged(Vec::new(), slots) } else { self.absent() };
+        };
         let kind = self.kind();
         if values.kind != Some(kind) {
             return Err(RowError {
                 code: "feature-dtype",
                 message: format!("feature `{}` is not stored as features.json says", self.path),
-                expected: format!("{} for {}", kind.name(), self.tensor.dtype.name()),
-                found: values.kind.map_or("nothing", Kind::name).to_owned(),
+                expected: format!("a list of kind {}, as {} is stored", kind.name(), self.tensor.dtype.name()),
+                found: format!("one of kind {}", values.kind.map_or("none", Kind::name)),
                 help: "features.json and the records are from different exports; export the corpus again",
             });
         }
@@ -263,6 +286,7 @@ impl Leaf {
                         oddities.push(Oddity {
                             code: "label-out-of-range",
                             feature: self.path.clone(),
+                            what: "holds a class that it does not have",
                             expected: format!("a class from 0 to {}, or -1 for unknown", classes as i64 - 1),
                             found: value.to_string(),
                         });
@@ -288,6 +312,7 @@ impl Leaf {
                 oddities.push(Oddity {
                     code: "invalid-utf8",
                     feature: self.path.clone(),
+                    what: "holds a string that is not UTF-8",
                     expected: "UTF-8".into(),
                     found: format!("an invalid sequence at byte {} of {}", e.valid_up_to(), bytes.len()),
                 });
@@ -302,6 +327,10 @@ impl Leaf {
         // `schema` admits encodings for numbers of a fixed shape only.
         let width = dtype.width().unwrap_or(1);
         let size = self.tensor.shape.iter().map(|d| d.unwrap_or(0)).product::<u64>().saturating_mul(width as u64);
+        // Zlib makes much of little: a sequence of such tensors is not to outgrow what a record may hold.
+        if (out.len() * width) as u64 + size > RECORD_LIMIT as u64 {
+            return Err(self.count_error(format!("at most {RECORD_LIMIT} bytes, decompressed"), "more"));
+        }
         let unpacked;
         let bytes = if encoding == Encoding::Zlib {
             let mut data = Vec::new();
@@ -327,7 +356,7 @@ impl Leaf {
         let count = if self.tensor.encoding == Encoding::None { count } else { self.known() as usize * count };
         let known = self.known();
         let shape: Vec<u64> =
-            self.tensor.shape.iter().map(|d| d.unwrap_or(if known == 0 { 0 } else { count as u64 / known })).collect();
+            self.tensor.shape.iter().map(|d| d.unwrap_or((count as u64).checked_div(known).unwrap_or(0))).collect();
         if shape.iter().product::<u64>() != count as u64 {
             return Err(self.count_error(self.expected_values(), count));
         }
@@ -389,10 +418,10 @@ impl Leaf {
 
     fn missing(&self, expected: &str) -> RowError {
         RowError {
-            code: "feature-missing",
+            code: MISSING,
             message: format!("a record lacks feature `{}`", self.path),
-            expected: expected.to_owned(),
-            found: "no such key in the record".into(),
+            expected: format!("{expected} under the key `{}`", self.path),
+            found: "a record without it".into(), // with what, only `decode` knows
             help: "features.json and the records are from different exports, or the record was cut; export the corpus again",
         }
     }

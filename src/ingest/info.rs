@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::diag::{Diagnostic, Place, Result, listing};
+use crate::diag::{Diagnostic, Place, Result, closest, listing};
 use crate::schema::{Feature, get, integer};
 use crate::storage;
 
@@ -143,7 +143,7 @@ fn find(name: &CorpusName, data_dirs: &[PathBuf]) -> Result<(PathBuf, String)> {
     for data_dir in data_dirs {
         let base = data_dir.join(&relative);
         for (entry, _) in storage::list(&base)?.into_iter().filter(|(_, is_dir)| *is_dir) {
-            // `incomplete.XXXX_1.0.0` and `1.0.0.incompleteXXXX` are unfinished writes: no X.Y.Z, no version.
+            // What is no X.Y.Z is no version, such as an unfinished write.
             let Some(number) = version_number(&entry) else { continue };
             let wanted = name.version.as_ref().is_none_or(|v| version_number(v) == Some(number));
             if wanted && best.as_ref().is_none_or(|(other, _, _)| number > *other) {
@@ -160,29 +160,91 @@ fn find(name: &CorpusName, data_dirs: &[PathBuf]) -> Result<(PathBuf, String)> {
     let mut diagnostic = Diagnostic::error("corpus-not-found", format!("no corpus `{name}` on disk"))
         .expected("a directory <data-dir>/<name>[/<config>]/<version> that TFDS wrote")
         .found(format!("none in {looked}"));
-    if !others.is_empty() {
-        diagnostic =
-            diagnostic.help(format!("these versions are there: {}", listing(others.iter().map(String::as_str))));
-    } else if let Some(config) = missing_config(name, data_dirs)? {
-        diagnostic = diagnostic.help(config);
-    } else {
+    let config = if others.is_empty() { config_hint(name, data_dirs)? } else { None };
+    let hints =
+        [versions_hint(others), config, unfinished_hint(&relative, data_dirs)?, misplaced_hint(&relative, data_dirs)?];
+    for hint in hints.into_iter().flatten() {
+        diagnostic = diagnostic.help(hint);
+    }
+    if diagnostic.notes.iter().all(|(kind, _)| *kind != "help") {
         diagnostic = diagnostic
             .help("name the directory that tfds.load used as data_dir with --data-dir; it may be given more than once");
     }
     Err(diagnostic.into())
 }
 
-/// A hint for a name without (or with the wrong) config.
-fn missing_config(name: &CorpusName, data_dirs: &[PathBuf]) -> Result<Option<String>> {
+fn versions_hint(mut others: Vec<String>) -> Option<String> {
+    others.sort_by_key(|version| version_number(version));
+    others.dedup();
+    (!others.is_empty()).then(|| format!("these versions are there: {}", listing(others.iter().map(String::as_str))))
+}
+
+/// For a corpus whose export was begun and not ended.
+fn unfinished_hint(relative: &Path, data_dirs: &[PathBuf]) -> Result<Option<String>> {
     for data_dir in data_dirs {
-        let entries = storage::list(&data_dir.join(&name.name))?;
+        let base = data_dir.join(relative);
+        if let Some((name, _)) = storage::list(&base)?.iter().find(|(name, is_dir)| *is_dir && is_unfinished(name)) {
+            let path = base.join(name);
+            return Ok(Some(format!(
+                "{} is an export that was not finished: run tfds.load or `tfds build` again",
+                path.display()
+            )));
+        }
+    }
+    Ok(None)
+}
+
+/// `incomplete.XXXXXX_1.0.0` (now) and `1.0.0.incompleteXXXXXX` (before) are directories that TFDS is writing.
+fn is_unfinished(directory: &str) -> bool {
+    directory.starts_with("incomplete.") || directory.contains(".incomplete")
+}
+
+/// For a name without its config, or with one that is not there.
+fn config_hint(name: &CorpusName, data_dirs: &[PathBuf]) -> Result<Option<String>> {
+    for data_dir in data_dirs {
+        let base = data_dir.join(&name.name);
+        let entries = storage::list(&base)?;
         let configs: Vec<&str> = entries
             .iter()
-            .filter(|(n, d)| *d && !n.starts_with('.') && version_number(n).is_none())
+            .filter(|(n, is_dir)| *is_dir && !n.starts_with('.') && !is_unfinished(n) && version_number(n).is_none())
             .map(|(n, _)| n.as_str())
             .collect();
-        if !configs.is_empty() {
-            return Ok(Some(format!("`{}` has these configs here: {}", name.name, listing(configs))));
+        if configs.is_empty() {
+            continue;
+        }
+        let hint = format!("`{}` has these configs here: {}", name.name, listing(configs.iter().copied()));
+        let likely = match &name.config {
+            Some(config) => {
+                closest(config, configs.iter().copied()).map(|config| format!("did you mean `{}/{config}`?", name.name))
+            }
+            None => default_config(&base).map(|config| format!("tfds.load would take `{}/{config}`", name.name)),
+        };
+        return Ok(Some(likely.map_or(hint.clone(), |likely| format!("{hint}; {likely}"))));
+    }
+    Ok(None)
+}
+
+/// The config that TFDS loads when none is named. A file that is not there or not understood is no matter here.
+fn default_config(base: &Path) -> Option<String> {
+    let text = storage::read_text(&base.join(".config/metadata.json")).ok()?;
+    let metadata: Value = serde_json::from_str(&text).ok()?;
+    Some(metadata.get("default_config_name")?.as_str()?.to_owned())
+}
+
+/// For a --data-dir that is a corpus itself, or holds what `as_dataframe` made.
+fn misplaced_hint(relative: &Path, data_dirs: &[PathBuf]) -> Result<Option<String>> {
+    for directory in data_dirs.iter().flat_map(|data_dir| [data_dir.clone(), data_dir.join(relative)]) {
+        let entries = storage::list(&directory)?;
+        let has_versions = entries.iter().any(|(name, is_dir)| *is_dir && version_number(name).is_some());
+        let files: Vec<&str> = entries.iter().filter(|(_, is_dir)| !is_dir).map(|(name, _)| name.as_str()).collect();
+        if files.contains(&"dataset_info.json") || has_versions && data_dirs.contains(&directory) {
+            let hint = "is the directory of one corpus: give the one above <name>[/<config>]/<version> as --data-dir";
+            return Ok(Some(format!("{} {hint}", directory.display())));
+        }
+        if files.iter().any(|name| name.ends_with(".parquet")) {
+            let hint = "holds Parquet tables, such as tfds.as_dataframe(…).to_parquet(…) writes: their feature types are \
+                        lost, read the directory that TFDS prepared";
+            return Ok(Some(format!("{} {hint}", directory.display())));
         }
     }
     Ok(None)
@@ -241,9 +303,11 @@ fn in_directory(diagnostic: Diagnostic, directory: &Path) -> Diagnostic {
 
 fn read_json(path: &Path, what: &str) -> Result<Map<String, Value>> {
     if storage::stamp(path).is_none() {
+        let beside = path.parent().map(storage::list).transpose()?.unwrap_or_default();
         return Err(Diagnostic::error("header-missing", format!("{what} is missing"))
             .at(path)
             .expected("the JSON header that TFDS writes beside every corpus")
+            .found(format!("beside it: {}", listing(beside.iter().map(|(name, _)| name.as_str()))))
             .help("copy the whole version directory, or export the corpus again with tensorflow_datasets 4 or newer")
             .into());
     }
@@ -276,8 +340,14 @@ fn read_format(
         "tfrecord" | "" => Ok(FileFormat::TfRecord),
         "array_record" => Ok(FileFormat::ArrayRecord),
         "parquet" => Ok(FileFormat::Parquet),
-        "riegeli" => Err("files in Riegeli's transposed layout, which flanc does not read"),
-        _ => Err("a file format that TFDS does not have"),
+        "riegeli" => Err((
+            "files in Riegeli's transposed layout, which flanc does not read",
+            "convert it: tfds convert_format --dataset_dir=… --out_file_format=array_record",
+        )),
+        _ => Err((
+            "a file format that TFDS does not have",
+            "correct fileFormat if the files are in one of these, or export the corpus again",
+        )),
     };
     for name in std::iter::once(&main).chain(&alternatives) {
         if let Ok(format) = parse(name) {
@@ -296,11 +366,11 @@ fn read_format(
     }
     match parse(main) {
         Ok(format) => Ok(format),
-        Err(why) => Err(Diagnostic::error("file-format", format!("fileFormat `{main}` cannot be read"))
+        Err((why, help)) => Err(Diagnostic::error("file-format", format!("fileFormat `{main}` cannot be read"))
             .at(path)
             .expected("tfrecord, array_record or parquet")
             .found(why)
-            .help("convert it with tensorflow_datasets: tfds convert_format --root_data_dir=… --out_file_format=array_record")
+            .help(help)
             .into()),
     }
 }
@@ -324,10 +394,17 @@ fn read_splits(info: &Map<String, Value>, path: &Path) -> Result<Vec<SplitInfo>>
         if name.is_empty() || !name.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-')) {
             return Err(wrong(format!("a split named `{name}`")).into());
         }
+        if splits.iter().any(|other: &SplitInfo| other.name == name) {
+            return Err(wrong(format!("two splits named `{name}`")).into());
+        }
         let mut shard_lengths = Vec::new();
         for length in get(split, "shardLengths").and_then(Value::as_array).into_iter().flatten() {
             let length = integer(length).and_then(|n| u64::try_from(n).ok()).filter(|n| *n < 1 << 48);
             shard_lengths.push(length.ok_or_else(|| wrong(format!("a shard length of `{name}` that is no count")))?);
+        }
+        let rows = shard_lengths.iter().try_fold(0u64, |rows, n| rows.checked_add(*n).filter(|rows| *rows < 1 << 48));
+        if rows.is_none() {
+            return Err(wrong(format!("more rows in `{name}` than a disk holds")).into());
         }
         if let Some(declared) = get(split, "numShards").and_then(integer)
             && declared as usize != shard_lengths.len()
@@ -408,7 +485,8 @@ pub fn read_labels(
             let Some(text) = labels(&file)? else {
                 // Legal: a ClassLabel made from num_classes alone has no names, and TFDS then prints numbers.
                 let message = format!("`{path}` has no label file; its {classes} classes go by their numbers");
-                warnings.push(Diagnostic::warning("label-names", message).at(Path::new(&file)));
+                let help = "if the corpus has names for them, copy its *.labels.txt too";
+                warnings.push(Diagnostic::warning("label-names", message).at(Path::new(&file)).help(help));
                 return Ok(());
             };
             *names = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
@@ -419,7 +497,7 @@ pub fn read_labels(
                 )
                 .at(Path::new(&file))
                 .expected(format!("{classes} names"))
-                .found(format!("{}", names.len()))
+                .found(format!("{} names", names.len()))
                 .help("the files are from different exports; copy or export the corpus again")
                 .into());
             }

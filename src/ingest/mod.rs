@@ -13,6 +13,7 @@ pub mod record;
 pub mod splits;
 pub mod tfrecord;
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -21,7 +22,7 @@ use crate::diag::{Diagnostic, Place, Result, listing};
 use crate::storage;
 
 use array_record::ArrayRecordFile;
-use features::{Oddity, RowError};
+use features::{Decoder, Oddity, RowError};
 use info::{CorpusInfo, CorpusName, FileFormat, SplitInfo};
 use parquet::ParquetFile;
 use record::{Damage, Record};
@@ -58,6 +59,7 @@ enum Container {
 
 /// A row before decoding.
 pub struct RawRow<'a> {
+    pub split: &'a str,
     /// Its place in the split.
     pub index: u64,
     pub payload: &'a [u8],
@@ -94,6 +96,23 @@ impl Corpus {
                 .at(&self.info.directory.join("dataset_info.json"))
                 .note("note", format!("splits there: {}", listing(self.info.splits.iter().map(|s| s.name.as_str()))))
                 .into()
+        })
+    }
+
+    /// A decoder for the top-level features in `wanted`, or for all of them.
+    ///
+    /// # Errors
+    /// One of them is no text and no number.
+    pub fn decoder(&self, wanted: Option<&BTreeSet<String>>) -> Result<Decoder<'_>> {
+        Decoder::new(&self.info.features, wanted).map_err(|(path, class)| {
+            Diagnostic::error(
+                "feature-kind",
+                format!("feature `{path}` of `{}` is no text and no number", self.info.name),
+            )
+            .at(&self.info.directory.join("features.json"))
+            .expected("text, numbers, labels, and structs and sequences of them")
+            .found(class)
+            .into()
         })
     }
 
@@ -135,6 +154,7 @@ impl Corpus {
             let wanted = |record: u64| wanted(first + record);
             let mut visit = |record: Record<'_>| {
                 visit(RawRow {
+                    split: &part.split,
                     index: first + record.index,
                     payload: record.payload,
                     file: &shard.path,
@@ -144,12 +164,8 @@ impl Corpus {
             };
             match container {
                 Container::TfRecord(file) => file.visit(range, &wanted, &mut visit, damaged)?,
-                Container::ArrayRecord(file) => {
-                    file.visit(range, &mut |r: Record<'_>| if wanted(r.index) { visit(r) } else { Ok(()) }, damaged)?
-                }
-                Container::Parquet(file) => {
-                    file.visit(range, &mut |r: Record<'_>| if wanted(r.index) { visit(r) } else { Ok(()) }, damaged)?
-                }
+                Container::ArrayRecord(file) => file.visit(range, &wanted, &mut visit, damaged)?,
+                Container::Parquet(file) => file.visit(range, &wanted, &mut visit, damaged)?,
             }
         }
         Ok(())
@@ -172,7 +188,7 @@ impl Corpus {
             return Err(self.missing(shard));
         }
         let bytes = storage::map(&shard.path)?;
-        let empty = bytes.is_empty();
+        let size = bytes.len() as u64;
         let promised = shard.rows.end - shard.rows.start;
         let container = match self.info.format {
             FileFormat::TfRecord => TfRecordFile::open(&shard.path, bytes).map(Container::TfRecord),
@@ -181,7 +197,9 @@ impl Corpus {
         };
         let opened = match container {
             Err(diagnostic) => {
-                Opened { container: None, damage: Some(Damage { diagnostic: *diagnostic, records: 0..promised }) }
+                let lost = format!("none of its {promised} records can be read");
+                let damage = Damage::new(diagnostic.note("note", lost), 0..promised);
+                Opened { container: None, damage: Some(damage) }
             }
             Ok(container) => {
                 let (records, broken) = match &container {
@@ -190,13 +208,12 @@ impl Corpus {
                     Container::Parquet(file) => (file.records(), None),
                 };
                 let damage = match broken {
-                    Some(diagnostic) => Some(Damage {
-                        diagnostic: diagnostic
-                            .clone()
-                            .note("note", format!("{records} of {promised} records precede it")),
-                        records: records..promised.max(records + 1),
-                    }),
-                    None if records != promised => Some(self.miscount(shard, records, empty)),
+                    Some(diagnostic) => {
+                        let precede = format!("{records} of {promised} records precede it");
+                        let diagnostic = diagnostic.clone().note("note", precede);
+                        Some(Damage::new(diagnostic, records..promised.max(records + 1)))
+                    }
+                    None if records != promised => Some(self.miscount(shard, records, size)),
                     None => None,
                 };
                 Opened { container: Some(container), damage }
@@ -206,30 +223,53 @@ impl Corpus {
     }
 
     /// A whole file with another number of records than the headers promise.
-    fn miscount(&self, shard: &Shard, records: u64, empty: bool) -> Damage {
+    fn miscount(&self, shard: &Shard, records: u64, size: u64) -> Damage {
         let promised = shard.rows.end - shard.rows.start;
-        let (short, message) = if records < promised {
-            (true, format!("a shard is {} records short", promised - records))
+        let lost_by_tfds = self.info.format == FileFormat::Parquet && parquet::rows_kept_by_tfds(promised) == records;
+        // Records of a TFRecord file end where it ends.
+        let end = Some(size).filter(|_| records < promised && self.info.format == FileFormat::TfRecord);
+        let difference = counted(promised.abs_diff(records), "record");
+        let (code, message, help) = if lost_by_tfds {
+            (
+                "rows-lost-by-tfds",
+                format!("a Parquet shard is {difference} short: tensorflow_datasets did not write them"),
+                "nothing was damaged, the rows were never in the file; export the corpus as tfrecord or array_record",
+            )
+        } else if records < promised {
+            (
+                "shard-short",
+                format!("a shard is {difference} short"),
+                match self.info.format {
+                    FileFormat::TfRecord if size > 0 => {
+                        "the file was cut between two records, or is of another export than dataset_info.json; \
+                         copy or export the whole version directory again"
+                    }
+                    _ => {
+                        "the file is not whole, or is of another export than dataset_info.json; \
+                         copy or export the whole version directory again"
+                    }
+                },
+            )
         } else {
-            (false, format!("a shard has {} records that dataset_info.json does not count", records - promised))
+            (
+                "shard-long",
+                format!("a shard has {difference} that dataset_info.json does not count"),
+                "the file is of another export than dataset_info.json; the records beyond the count are not read",
+            )
         };
-        let help = match (self.info.format, short) {
-            (FileFormat::Parquet, true) => {
-                "tensorflow_datasets 4.9 loses rows of shards with more than 100 rows when it writes Parquet; \
-                 export the corpus as tfrecord or array_record"
-            }
-            (_, true) => "the file was cut, or is of another export than dataset_info.json; copy or export it again",
-            (_, false) => {
-                "the file is of another export than dataset_info.json; the records beyond the count are not read"
-            }
+        let found = if size == 0 { "0 records: the file is empty".to_owned() } else { counted(records, "record") };
+        let diagnostic = Diagnostic::error(code, message)
+            .at(Place::Record { file: shard.path.clone(), record: records.min(promised), offset: end })
+            .expected(format!("{}, by shardLengths in dataset_info.json", counted(promised, "record")))
+            .found(found);
+        let diagnostic = if lost_by_tfds {
+            let bug = "of a shard with more than 100 rows, TFDS 4.9 writes rows 0 to 99, 200 to 299, 500 to 599 and so on, \
+                       and the count here is what that leaves";
+            diagnostic.note("note", bug)
+        } else {
+            diagnostic
         };
-        let found = if empty { "0 records: the file is empty".to_owned() } else { format!("{records} records") };
-        let diagnostic = Diagnostic::error(if short { "shard-short" } else { "shard-long" }, message)
-            .at(Place::Record { file: shard.path.clone(), record: records.min(promised), offset: None })
-            .expected(format!("{promised} records, by shardLengths in dataset_info.json"))
-            .found(found)
-            .help(help);
-        Damage { diagnostic, records: records.min(promised)..records.max(promised) }
+        Damage::new(diagnostic.help(help), records.min(promised)..records.max(promised))
     }
 
     fn missing(&self, shard: &Shard) -> Box<Diagnostic> {
@@ -243,6 +283,11 @@ impl Corpus {
             .help("copy the whole version directory again, or export the corpus again")
             .into()
     }
+}
+
+/// `1 record`, `2 records`.
+fn counted(count: u64, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
 impl RawRow<'_> {
@@ -261,10 +306,11 @@ impl RawRow<'_> {
 
     /// An odd value as a warning at this record.
     pub fn oddity(&self, oddity: &Oddity) -> Diagnostic {
-        Diagnostic::warning(oddity.code, format!("feature `{}` holds what TFDS would let pass", oddity.feature))
+        Diagnostic::warning(oddity.code, format!("feature `{}` {}", oddity.feature, oddity.what))
             .at(self.place())
             .expected(&oddity.expected)
             .found(&oddity.found)
-            .help("the row is given as it is stored; a compile counts it as a bad record if a task reads the feature")
+            .note("note", "TFDS lets it pass; a compile counts the row as a bad record if a task reads the feature")
+            .help("export the corpus again from a source that is sound")
     }
 }

@@ -19,10 +19,11 @@
 //! Sources: `README.md` and `src/main/thrift/parquet.thrift` of apache/parquet-format; the compact protocol's
 //! specification in apache/thrift; `core/file_adapters.py` of tensorflow/datasets.
 
+use std::cell::Cell;
 use std::ops::{Deref, Range};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use ::parquet::basic::{Compression, ConvertedType, Encoding, Type as Physical};
 use ::parquet::column::page::{Page, PageMetadata, PageReader};
@@ -32,7 +33,7 @@ use ::parquet::errors::ParquetError;
 use ::parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader};
 use ::parquet::schema::types::ColumnDescPtr;
 
-use super::record::{Damage, RECORD_LIMIT, Record};
+use super::record::{Damage, RECORD_LIMIT, Record, narrow};
 use crate::diag::{Diagnostic, Place, Result, listing};
 use crate::storage::Mapped;
 
@@ -46,6 +47,9 @@ const DICTIONARY_LIMIT: u64 = 1 << 20;
 
 /// Largest metadata that are read; a row group takes some 200 bytes and two samples of its values.
 const METADATA_LIMIT: usize = 256 << 20;
+
+/// Most rows of a row group: whoever asks which of them are wanted goes through all. TFDS writes 100, pyarrow a million.
+const ROW_GROUP_LIMIT: u64 = 1 << 24;
 
 /// Rows decoded at a time.
 const BATCH: usize = 256;
@@ -79,19 +83,23 @@ impl<B: Deref<Target = [u8]> + Send + Sync + 'static> ParquetFile<B> {
         self.records
     }
 
-    /// Calls `visit` for the records of `range` that the file has, in order. The rest of a row group in which something
-    /// cannot be read goes to `damaged`, once, as does each run of empty rows; reading goes on behind it.
-    /// An error of either ends the visit and is returned.
+    /// Calls `visit` for the records of `range` that the file has and that are `wanted`, in order. The rest of a row group
+    /// in which something cannot be read goes to `damaged`, once, as does each run of empty rows; reading goes on behind
+    /// it. A row group of which nothing is wanted is not decompressed. An error of either ends the visit and is returned.
     pub fn visit(
         &self,
         range: Range<u64>,
+        wanted: &dyn Fn(u64) -> bool,
         visit: &mut dyn FnMut(Record<'_>) -> Result<()>,
         damaged: &mut dyn FnMut(Damage) -> Result<()>,
     ) -> Result<()> {
         let first = self.row_groups.partition_point(|g| g.records.end <= range.start);
         for group in self.row_groups[first..].iter().take_while(|g| g.records.start < range.end) {
-            let wanted = group.records.start.max(range.start)..group.records.end.min(range.end);
-            self.visit_row_group(group, wanted, visit, damaged)?;
+            let (chosen, count) =
+                narrow(group.records.start.max(range.start)..group.records.end.min(range.end), wanted);
+            if count > 0 {
+                self.visit_row_group(group, chosen, wanted, visit, damaged)?;
+            }
         }
         Ok(())
     }
@@ -99,28 +107,31 @@ impl<B: Deref<Target = [u8]> + Send + Sync + 'static> ParquetFile<B> {
     fn visit_row_group(
         &self,
         group: &RowGroup,
-        wanted: Range<u64>,
+        chosen: Range<u64>,
+        wanted: &dyn Fn(u64) -> bool,
         visit: &mut dyn FnMut(Record<'_>) -> Result<()>,
         damaged: &mut dyn FnMut(Damage) -> Result<()>,
     ) -> Result<()> {
         let offset = group.pages.start as u64;
         let report = |diagnostic: Diagnostic, records: Range<u64>| {
+            let (records, lost) = narrow(records, wanted);
             let place = Place::Record { file: self.path.clone(), record: records.start, offset: Some(offset) };
-            let lost = match records.end - records.start {
+            let note = match lost {
                 1 => "1 record is lost; those of other row groups can be read".to_owned(),
-                n => format!("{n} records are lost, {records:?}; those of other row groups can be read"),
+                n => format!("{n} records are lost, of {records:?}; those of other row groups can be read"),
             };
-            Damage { diagnostic: diagnostic.at(place).note("note", lost), records }
+            Damage { diagnostic: diagnostic.at(place).note("note", note), records, lost }
         };
+        let wanted = |index: u64| chosen.contains(&index) && wanted(index);
 
         let mut reader = self.column_reader(group);
         let mut rows = Rows::default();
         let mut next = group.records.start;
-        while next < wanted.end {
+        while next < chosen.end {
             // Rows before the wanted ones are decoded too: they are in the same pages.
-            let most = BATCH.min((wanted.end - next) as usize);
+            let most = BATCH.min((chosen.end - next) as usize);
             if let Err(found) = rows.read(&mut reader, most) {
-                return damaged(report(damaged_pages(found), next.max(wanted.start)..wanted.end));
+                return damaged(report(damaged_pages(found), next.max(chosen.start)..chosen.end));
             }
             let mut empty = next..next;
             let mut values = rows.values.iter();
@@ -128,9 +139,9 @@ impl<B: Deref<Target = [u8]> + Send + Sync + 'static> ParquetFile<B> {
                 let is_null = rows.levels.get((index - next) as usize) == Some(&0);
                 let value = if is_null { None } else { values.next() };
                 match value {
-                    Some(value) if wanted.contains(&index) => visit(Record { index, offset, payload: value.data() })?,
-                    None if wanted.contains(&index) && empty.end == index && !empty.is_empty() => empty.end += 1,
-                    None if wanted.contains(&index) => {
+                    Some(value) if wanted(index) => visit(Record { index, offset, payload: value.data() })?,
+                    None if wanted(index) && empty.end == index && !empty.is_empty() => empty.end += 1,
+                    None if wanted(index) => {
                         if !empty.is_empty() {
                             damaged(report(empty_rows(), empty))?;
                         }
@@ -215,9 +226,26 @@ impl Rows {
     }
 }
 
-/// Runs code of the `parquet` crate; its errors and its panics become text.
+thread_local! {
+    /// Whether this thread is within [`guarded`].
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs code of the `parquet` crate; its errors and its panics become text, and nothing is printed of the latter.
 fn guarded<T>(run: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(run)) {
+    static SILENCED: Once = Once::new();
+    SILENCED.call_once(|| {
+        let print = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !GUARDED.get() {
+                print(panic);
+            }
+        }));
+    });
+    GUARDED.set(true);
+    let outcome = catch_unwind(AssertUnwindSafe(run));
+    GUARDED.set(false);
+    match outcome {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(ParquetError::General(text))) => Err(text),
         Ok(Err(error)) => Err(error.to_string()),
@@ -238,11 +266,16 @@ fn read_metadata(bytes: &[u8]) -> Result<(ColumnDescPtr, Vec<RowGroup>)> {
     for (number, group) in metadata.row_groups().iter().enumerate() {
         let start = row_groups.last().map_or(0, |g| g.records.end);
         let row_group = match (group.columns(), u64::try_from(group.num_rows())) {
-            ([chunk], Ok(rows)) => start.checked_add(rows).and_then(|end| place_pages(chunk, start..end, data_end)),
+            ([chunk], Ok(rows @ 0..=ROW_GROUP_LIMIT)) => {
+                start.checked_add(rows).and_then(|end| place_pages(chunk, start..end, data_end))
+            }
             _ => None,
         };
         row_groups.push(row_group.ok_or_else(|| {
-            broken(format!("a row group {number} that does not lie in the file, which has {data_end} bytes of pages"))
+            let rows = group.num_rows();
+            broken(format!(
+                "a row group {number} of {rows} rows that does not lie in the file, which has {data_end} bytes of pages"
+            ))
         })?);
     }
     let rows = row_groups.last().map_or(0, |g| g.records.end);
@@ -322,7 +355,7 @@ fn example_column(metadata: &ParquetMetaData) -> Result<ColumnDescPtr> {
             "note",
             "tfds.as_dataframe(…).to_parquet(…) writes such tables; the types of features.json are lost in them",
         )
-        .help("read the directory that TFDS prepared; `tfds convert_format --out_file_format=tfrecord` converts one")
+        .help("read the directory that TFDS prepared, which has such a table's rows with their types")
         .into())
 }
 

@@ -17,9 +17,32 @@ pub struct Record<'a> {
     pub payload: &'a [u8],
 }
 
-/// Records that are in the file but cannot be read, and why. The range is empty where nothing was lost: a warning.
+/// Records of a file that cannot be read, and why.
 #[derive(Clone, Debug)]
 pub struct Damage {
     pub diagnostic: Diagnostic,
+    /// From the first to the last of them; empty where nothing was lost, which is a warning.
     pub records: Range<u64>,
+    /// How many there are: those of the range that were wanted.
+    pub lost: u64,
+}
+
+impl Damage {
+    /// A whole range of records.
+    pub fn new(diagnostic: Diagnostic, records: Range<u64>) -> Damage {
+        let lost = records.end - records.start;
+        Damage { diagnostic, records, lost }
+    }
+}
+
+/// The records of `range` that are wanted, from the first to the last, and how many they are.
+pub fn narrow(range: Range<u64>, wanted: &dyn Fn(u64) -> bool) -> (Range<u64>, u64) {
+    let mut chosen = range.clone().filter(|&record| wanted(record));
+    match chosen.next() {
+        Some(first) => {
+            let (last, more) = chosen.fold((first, 0), |(_, count), record| (record, count + 1));
+            (first..last + 1, more + 1)
+        }
+        None => (range.start..range.start, 0),
+    }
 }

@@ -8,13 +8,13 @@
 //! once, checking each length, and keeps the offset of every [`STRIDE`]th record, so that a range of records is
 //! reached without reading the ones before it. Payload checksums are verified as records are visited.
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 
 use crate::diag::{Diagnostic, Place, Result};
 use crate::storage::Mapped;
 
-use super::record::{Damage, Record};
+use super::record::{Damage, RECORD_LIMIT, Record};
 
 /// Bytes of framing before the payload.
 const HEADER: usize = 12;
@@ -24,9 +24,9 @@ const FOOTER: usize = 4;
 const STRIDE: u64 = 256;
 
 #[derive(Debug)]
-pub struct TfRecordFile {
+pub struct TfRecordFile<B = Mapped> {
     path: PathBuf,
-    bytes: Mapped,
+    bytes: B,
     records: u64,
     /// Offsets of records 0, STRIDE, 2·STRIDE, …
     offsets: Vec<u64>,
@@ -34,20 +34,12 @@ pub struct TfRecordFile {
     broken: Option<Diagnostic>,
 }
 
-impl TfRecordFile {
+impl<B: Deref<Target = [u8]>> TfRecordFile<B> {
     /// Walks the frames. Damage does not fail the call: the records before it are readable, see [`Self::broken`].
     ///
     /// # Errors
-    /// The file is compressed: TFDS never does that, and the frames are not there to be seen.
-    pub fn open(path: &Path, bytes: Mapped) -> Result<Self> {
-        if bytes.starts_with(&[0x1f, 0x8b]) {
-            return Err(Diagnostic::error("compressed-tfrecord", "this TFRecord file is compressed with gzip")
-                .at(path)
-                .expected("an uncompressed TFRecord, as TFDS writes it")
-                .found("the magic bytes 1f 8b")
-                .help("unpack it under the same name: gzip -dc FILE > FILE.plain && mv FILE.plain FILE")
-                .into());
-        }
+    /// The file is another kind of file, or a compressed one, which TFDS does not write.
+    pub fn open(path: &Path, bytes: B) -> Result<Self> {
         let mut file = TfRecordFile { path: path.to_owned(), bytes, records: 0, offsets: Vec::new(), broken: None };
         let mut at = 0usize;
         while at < file.bytes.len() {
@@ -60,6 +52,12 @@ impl TfRecordFile {
                     at = payload.end + FOOTER;
                 }
                 Err(fault) => {
+                    if at == 0
+                        && !matches!(fault, Fault::PayloadCut { .. })
+                        && let Some(other) = another_kind(&file.bytes)
+                    {
+                        return Err(other.at(path).into());
+                    }
                     file.broken = Some(fault.diagnostic(&file.path, file.records, at));
                     break;
                 }
@@ -97,7 +95,14 @@ impl TfRecordFile {
             // The walk in `open` has checked the frame; only its length is read again.
             let length = u64_at(&self.bytes, at) as usize;
             let payload = at + HEADER..at + HEADER + length;
-            if index >= range.start && wanted(index) {
+            if index >= range.start && wanted(index) && length > RECORD_LIMIT {
+                let diagnostic = Diagnostic::error("record-too-large", "a record is too large to be read")
+                    .at(Place::Record { file: self.path.clone(), record: index, offset: Some(at as u64) })
+                    .expected(format!("at most {RECORD_LIMIT} bytes"))
+                    .found(format!("{length} bytes"))
+                    .help("is it text? Images, audio and video are not for flanc");
+                damaged(Damage::new(diagnostic, index..index + 1))?;
+            } else if index >= range.start && wanted(index) {
                 let stored = u32_at(&self.bytes, payload.end);
                 let bytes = &self.bytes[payload.clone()];
                 let computed = masked_crc(bytes);
@@ -106,16 +111,44 @@ impl TfRecordFile {
                 } else {
                     let diagnostic = Diagnostic::error("record-checksum", "a record does not match its checksum")
                         .at(Place::Record { file: self.path.clone(), record: index, offset: Some(at as u64) })
-                        .expected(format!("CRC-32C {computed:#010x}, computed from its {length} bytes"))
+                        .expected(format!("CRC-32C {computed:#010x}, computed from its payload of length {length}"))
                         .found(format!("{stored:#010x} in the file"))
                         .help("the file was damaged after it was written; copy or export it again");
-                    damaged(Damage { diagnostic, records: index..index + 1 })?;
+                    damaged(Damage::new(diagnostic, index..index + 1))?;
                 }
             }
             index += 1;
             at = payload.end + FOOTER;
         }
         Ok(())
+    }
+}
+
+/// What a file is that does not begin with the length of a record, where its first bytes tell. They are looked at only
+/// then: a record of 35,615 bytes begins like a gzip file.
+fn another_kind(bytes: &[u8]) -> Option<Diagnostic> {
+    let compressed = |by: &str, magic: &str, unpack: &str| {
+        Diagnostic::error("compressed-tfrecord", format!("this TFRecord file is compressed with {by}"))
+            .expected("an uncompressed TFRecord, as TFDS writes it")
+            .found(format!("the first bytes {magic}"))
+            .help(format!("unpack it under the same name: {unpack} < FILE > FILE.plain && mv FILE.plain FILE"))
+    };
+    let other = |what: &str, format: &str| {
+        Diagnostic::error("not-tfrecord", format!("this is {what}, not a TFRecord file"))
+            .expected("a TFRecord, by fileFormat and filepathTemplate in dataset_info.json")
+            .found(format!("the first bytes of {what}"))
+            .help(format!("set fileFormat in dataset_info.json to {format} if that is how the corpus was exported, or export it again"))
+    };
+    match bytes {
+        [0x1f, 0x8b, ..] => Some(compressed("gzip", "1f 8b", "gzip -dc")),
+        [0x78, second @ (0x01 | 0x5e | 0x9c | 0xda), ..] => {
+            Some(compressed("zlib", &format!("78 {second:02x}"), "zlib-flate -uncompress"))
+        }
+        [0x83, 0xaf, 0x70, 0xd1, 0x0d, 0x88, 0x4a, 0x3f, ..] => {
+            Some(other("a Riegeli or array_record file", "array_record"))
+        }
+        [b'P', b'A', b'R', b'1', ..] => Some(other("a Parquet file", "parquet")),
+        _ => None,
     }
 }
 
@@ -176,11 +209,19 @@ impl Fault {
                         lost
                     })
             }
-            Fault::PayloadCut { length, left } => Diagnostic::error("record-cut", "the file ends inside a record")
-                .at(place)
-                .expected(format!("a payload of {length} bytes and its checksum"))
-                .found(format!("{left} bytes"))
-                .help(lost),
+            Fault::PayloadCut { length, left } => {
+                let diagnostic = Diagnostic::error("record-cut", "the file ends inside a record")
+                    .at(place)
+                    .expected(format!("a payload of {length} bytes and its checksum"))
+                    .found(format!("{left} bytes to the end of the file"))
+                    .help(lost);
+                if length <= RECORD_LIMIT as u64 {
+                    return diagnostic;
+                }
+                let meant =
+                    "no record is so long, and the checksum of the length is right: it may be an attempt on the reader";
+                diagnostic.note("note", meant)
+            }
         }
     }
 }

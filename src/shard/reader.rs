@@ -5,6 +5,7 @@ use std::path::Path;
 use arrow::array::{ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::{Int8Type, Int32Type};
 use bytes::Bytes;
+use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 
 use crate::diag::{Diagnostic, Result};
@@ -18,8 +19,13 @@ pub struct ShardReader {
     path: std::path::PathBuf,
 }
 
-/// Opens the file `relative` below `root`.
+/// Opens the file `relative` below `root` to read all its columns.
 pub fn open(root: &Path, relative: &str, batch: usize) -> Result<ShardReader> {
+    open_columns(root, relative, batch, &[])
+}
+
+/// Opens a file to read only the top-level `columns`; none named means all.
+pub fn open_columns(root: &Path, relative: &str, batch: usize, columns: &[&str]) -> Result<ShardReader> {
     let path = root.join(relative);
     let mapped = storage::map(&path)?;
     let unreadable = |e: &dyn std::fmt::Display| {
@@ -32,6 +38,12 @@ pub fn open(root: &Path, relative: &str, batch: usize) -> Result<ShardReader> {
     let rows = file.num_rows().max(0) as u64;
     let metadata = file.key_value_metadata().into_iter().flatten();
     let metadata = metadata.map(|kv| (kv.key.clone(), kv.value.clone().unwrap_or_default())).collect();
+    let builder = if columns.is_empty() {
+        builder
+    } else {
+        let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
+        builder.with_projection(mask)
+    };
     let batches = builder.with_batch_size(batch).build().map_err(|e| unreadable(&e))?;
     Ok(ShardReader { metadata, rows, batches, path })
 }

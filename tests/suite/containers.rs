@@ -37,12 +37,12 @@ type Reader = fn(&[u8], Range<u64>) -> Result<Outcome, Box<Diagnostic>>;
 
 fn array_record(bytes: &[u8], range: Range<u64>) -> Result<Outcome, Box<Diagnostic>> {
     let file = ArrayRecordFile::open(Path::new("test.array_record"), bytes)?;
-    collect(file.records(), range.clone(), |visit, damaged| file.visit(range, visit, damaged))
+    collect(file.records(), range.clone(), |visit, damaged| file.visit(range, &|_| true, visit, damaged))
 }
 
 fn parquet_file(bytes: &[u8], range: Range<u64>) -> Result<Outcome, Box<Diagnostic>> {
     let file = ParquetFile::open(Path::new("test.parquet"), bytes.to_vec())?;
-    collect(file.records(), range.clone(), |visit, damaged| file.visit(range, visit, damaged))
+    collect(file.records(), range.clone(), |visit, damaged| file.visit(range, &|_| true, visit, damaged))
 }
 
 type Visit<'v> = &'v mut dyn FnMut(Record<'_>) -> flanc::diag::Result<()>;
@@ -570,6 +570,55 @@ fn parquet_hostile_page_headers() {
         let report = outcome.damage[0].diagnostic.to_string();
         assert!(report.contains(found), "{found}: {report}");
     }
+}
+
+// ---- Both ------------------------------------------------------------------------------------------------------------
+
+/// Chunks and row groups of which nothing is wanted are not looked at, and what is lost is counted by what is wanted.
+#[test]
+fn only_what_is_wanted_is_read() {
+    type Wanted = fn(u64) -> bool;
+    let check = |read: &dyn Fn(&dyn Fn(u64) -> bool, Visit, Damaged), wanted: Wanted, lost: &[(Range<u64>, u64)]| {
+        let (mut rows, mut damage) = (Vec::new(), Vec::new());
+        let mut visit = |record: Record<'_>| {
+            rows.push(record.index);
+            Ok(())
+        };
+        let mut report = |d: Damage| {
+            damage.push((d.records, d.lost));
+            Ok(())
+        };
+        read(&wanted, &mut visit, &mut report);
+        assert_eq!(damage, lost);
+        let in_damage = |index: &u64| lost.iter().any(|(records, _)| records.contains(index));
+        assert_eq!(rows, (0..20).filter(|&i| wanted(i) && !in_damage(&i)).collect::<Vec<_>>());
+    };
+
+    let mut writer = Writer::new();
+    let rows: Vec<Vec<u8>> = (0..20).map(|i| format!("{i} ").repeat(50).into_bytes()).collect();
+    let offsets: Vec<usize> = rows.chunks(5).map(|group| writer.records(b'z', group)).collect();
+    let mut bytes = writer.finish();
+    bytes[offsets[1] + 60] ^= 1; // records 5 to 9
+    let file = ArrayRecordFile::open(Path::new("test.array_record"), &bytes[..]).unwrap();
+    let read = |wanted: &dyn Fn(u64) -> bool, visit: Visit<'_>, damaged: Damaged<'_>| {
+        file.visit(0..u64::MAX, wanted, visit, damaged).unwrap();
+    };
+    check(&read, |_| true, &[(5..10, 5)]);
+    check(&read, |i| i % 3 == 0, &[(6..10, 2)]);
+    check(&read, |i| i == 8, &[(8..9, 1)]);
+    check(&read, |i| !(5..10).contains(&i), &[]);
+    check(&read, |_| false, &[]);
+
+    let (mut bytes, _) = small_parquet(Compression::SNAPPY);
+    bytes[4..8].fill(0xff); // the first page, with records 0 to 9
+    let file = ParquetFile::open(Path::new("test.parquet"), bytes).unwrap();
+    let read = |wanted: &dyn Fn(u64) -> bool, visit: Visit<'_>, damaged: Damaged<'_>| {
+        file.visit(0..u64::MAX, wanted, visit, damaged).unwrap();
+    };
+    check(&read, |_| true, &[(0..10, 10)]);
+    check(&read, |i| i % 4 == 1, &[(1..10, 3)]);
+    check(&read, |i| i > 9, &[]);
+    check(&read, |_| false, &[]);
 }
 
 // ---- Real exports --------------------------------------------------------------------------------------------------
