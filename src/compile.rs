@@ -189,7 +189,7 @@ fn open_files(plan: &Plan<'_>, progress: &Progress) -> Result<Vec<(Diagnostic, u
         .map(|(corpus, part)| {
             let damages = plan.corpora[corpus].damage(part)?;
             progress.advance(1, 0);
-            Ok(damages.into_iter().map(|d| (d.diagnostic.clone(), (d.records.end - d.records.start).max(1))).collect())
+            Ok(damages.into_iter().map(|d| (d.diagnostic.clone(), d.lost.max(1))).collect())
         })
         .collect();
     let mut seen = BTreeSet::new();

@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::diag::{Diagnostic, Result, Severity};
 use crate::example::ExampleId;
-use crate::ingest::features::Decoder;
 use crate::mixture::{Choice, Overflow, Wrapper};
 use crate::plan::{Plan, PlannedSplit, PlannedTask, Role, Sources};
 use crate::seed::{Seed, Stream};
@@ -103,13 +102,6 @@ pub struct Object {
     pub bad: Vec<String>,
 }
 
-pub fn undecodable(path: &str, class: &str) -> Box<Diagnostic> {
-    Diagnostic::error("feature-kind", format!("feature `{path}` is no text and no number"))
-        .expected("text, numbers, labels, and structs and sequences of them")
-        .found(class)
-        .into()
-}
-
 /// Names for the provenance of one task; the split names are its corpus's.
 pub fn origin_names(plan: &Plan<'_>, task: &PlannedTask<'_>) -> OriginNames {
     let templates = &task.task.definition.templates;
@@ -144,8 +136,7 @@ pub fn rows(
 ) -> Result<()> {
     let corpus = &sources.corpora[task.corpus];
     let program = &task.task.program;
-    let decoder = Decoder::new(&corpus.info.features, program.decoded_features())
-        .map_err(|(path, class)| undecodable(&path, &class))?;
+    let decoder = corpus.decoder(program.decoded_features())?;
     let mut damages = Vec::new();
     for (part, position) in stretches(&split.parts, selection, from, to) {
         let first = part.rows.start;
@@ -179,8 +170,7 @@ pub fn rows(
         )?;
     }
     for damage in damages.into_iter().filter(|d| d.diagnostic.severity == Severity::Error) {
-        let records = (damage.records.end - damage.records.start).max(1);
-        event(Event::Bad { diagnostic: damage.diagnostic, records })?;
+        event(Event::Bad { records: damage.lost, diagnostic: damage.diagnostic })?;
     }
     Ok(())
 }

@@ -10,7 +10,6 @@ use rayon::prelude::*;
 
 use crate::diag::Result;
 use crate::ingest::Corpus;
-use crate::ingest::features::Decoder;
 use crate::ingest::splits::Part;
 use crate::mixture::{Choice, Filters, Select};
 use crate::plan::{PlannedSplit, PlannedTask, Sources};
@@ -173,8 +172,7 @@ fn filter(corpus: &Corpus, task: &PlannedTask<'_>, split: &PlannedSplit, selecti
         .into_par_iter()
         .map(|chunk| {
             let (from, to) = (chunk * CHUNK, ((chunk + 1) * CHUNK).min(selection.len()));
-            let decoder = Decoder::new(&corpus.info.features, program.decoded_features())
-                .map_err(|(path, class)| crate::expand::undecodable(&path, &class))?;
+            let decoder = corpus.decoder(program.decoded_features())?;
             let mut dropped = Vec::new();
             for (part, position) in stretches(&split.parts, selection, from, to) {
                 let first = part.rows.start;

@@ -118,12 +118,11 @@ fn absolute(bound: Bound, split: &SplitInfo, scale: f64) -> Result<u64, String> 
     let resolve = |n: i64| if n < 0 { rows + n } else { n };
     let row = match bound {
         Bound::Rows(n) => {
-            let scaled = (n as f64 * scale).round() as i64;
-            match scaled {
-                0 if n < 0 => rows, // nothing is left of a carve-out at the end
-                _ if scaled.abs() > rows => return Err(outside(scaled)),
-                _ => resolve(scaled),
+            let n = (n as f64 * scale).round() as i64;
+            if n.abs() > rows {
+                return Err(outside(n));
             }
+            resolve(n)
         }
         Bound::Percent(p) => {
             if p.abs() > 100.0 {

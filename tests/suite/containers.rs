@@ -577,8 +577,8 @@ fn parquet_hostile_page_headers() {
 /// Chunks and row groups of which nothing is wanted are not looked at, and what is lost is counted by what is wanted.
 #[test]
 fn only_what_is_wanted_is_read() {
-    type Wanted = fn(u64) -> bool;
-    let check = |read: &dyn Fn(&dyn Fn(u64) -> bool, Visit, Damaged), wanted: Wanted, lost: &[(Range<u64>, u64)]| {
+    type Reading<'r> = &'r dyn Fn(&dyn Fn(u64) -> bool, Visit, Damaged);
+    let check = |read: Reading, wanted: fn(u64) -> bool, lost: &[(Range<u64>, u64)]| {
         let (mut rows, mut damage) = (Vec::new(), Vec::new());
         let mut visit = |record: Record<'_>| {
             rows.push(record.index);
