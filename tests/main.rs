@@ -5,6 +5,8 @@ mod suite {
     mod check;
     /// ArrayRecord and Parquet files, as their own writers leave them and in every state of disrepair.
     mod containers;
+    /// Templates that mean harm.
+    mod hostile;
     /// TFDS corpora: headers, TFRecord, `tf.train.Example`, feature trees, rows; and corpora that are not as they should be.
     mod ingest;
 }

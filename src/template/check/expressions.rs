@@ -155,8 +155,8 @@ impl<'t> Checker<'t> {
             },
             BinOpKind::Mul => match (&left, &right) {
                 (text, Type::Int | Type::Bool) | (Type::Int | Type::Bool, text) if text.is_text() => Some(Type::Text),
-                (list @ Type::List(_), Type::Int | Type::Bool) | (Type::Int | Type::Bool, list @ Type::List(_)) => {
-                    Some(list.clone())
+                (Type::List(_), Type::Int | Type::Bool) | (Type::Int | Type::Bool, Type::List(_)) => {
+                    Some(self.repeated_list(node))
                 }
                 (Type::Tuple(_), Type::Int | Type::Bool) | (Type::Int | Type::Bool, Type::Tuple(_)) => Some(Type::Any),
                 _ if unknown => Some(Type::Any),
@@ -171,6 +171,16 @@ impl<'t> Checker<'t> {
             BinOpKind::Sub | BinOpKind::Div | BinOpKind::FloorDiv | BinOpKind::Rem | BinOpKind::Pow => None,
         };
         result.unwrap_or_else(|| self.wrong_operands(node, &left, &right))
+    }
+
+    /// The engine repeats lists lazily, so that ninety million items cost no fuel until they are printed, and then
+    /// none either (minijinja 3.1.0, `value/ops.rs`, `binop_alloc_estimate`).
+    fn repeated_list(&mut self, node: &Spanned<BinOp<'t>>) -> Type {
+        let extent = self.extent(&node.left).start..self.extent(&node.right).end;
+        let diagnostic = Diagnostic::error("repeated-list", "a list is repeated here, which no budget would bound")
+            .help("write the items out, or loop over `range(…)`");
+        self.report(extent, diagnostic);
+        Type::Any
     }
 
     fn wrong_operands(&mut self, node: &Spanned<BinOp<'t>>, left: &Type, right: &Type) -> Type {
