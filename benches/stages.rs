@@ -124,7 +124,7 @@ fn stages(criterion: &mut Criterion, input: &Input) {
     let text: usize = prompts.iter().map(|p| p.inputs.len() + p.targets.len()).sum();
     group.throughput(Throughput::ElementsAndBytes { elements: prompts.len() as u64, bytes: text as u64 });
     group.bench_function("read", |b| {
-        b.iter(|| visit(&corpora, input.rows, |_, payload| drop(black_box(payload))));
+        b.iter(|| visit(&corpora, input.rows, |_, payload| _ = black_box(payload)));
     });
     group.bench_function("decode", |b| {
         b.iter(|| records.iter().for_each(|(t, record)| drop(black_box(decode(&decoders[*t], record)))));

@@ -13,14 +13,14 @@ use std::time::Instant;
 use rayon::prelude::*;
 use serde_json::json;
 
-use crate::diag::{Diagnostic, Result, Severity, one};
+use crate::diag::{Diagnostic, Result, Severity, listing, one};
 use crate::expand::{self, Counts, Object, UNIT_ROWS, Unit};
 use crate::link::{self, Linked};
 use crate::plan::{FORMAT, Plan, Role, SplitName, corpus_identity, prompt_settings};
 use crate::select::{Selection, select};
 use crate::shard::manifest::{self, Manifest, MixtureEntry, SkippedEntry, SplitEntry, TaskEntry, TokenizerEntry};
 use crate::shard::receipts::{self, Stamp};
-use crate::shard::writer;
+use crate::shard::writer::{self, FileInfo};
 use crate::storage;
 use crate::template::engine;
 
@@ -51,9 +51,10 @@ pub fn compile(
 ) -> Result<Outcome, Vec<Diagnostic>> {
     let _lock = storage::lock(&out.join(receipts::DIRECTORY).join("lock")).map_err(one)?;
     let inputs = stamps(plan).map_err(one)?;
-    if let Some(manifest) = up_to_date(plan, &inputs, out).map_err(one)? {
+    if let Some(manifest) = up_to_date(plan, &inputs, max_bad_records, out).map_err(one)? {
         return Ok(Outcome::UpToDate(manifest));
     }
+    check_foreign(out).map_err(one)?;
     let mut clock = Clock::default();
     // From here on the files and an old manifest may disagree: it goes first.
     storage::remove(&out.join(manifest::FILE)).map_err(one)?;
@@ -64,11 +65,11 @@ pub fn compile(
     let units = units(plan, &selections).map_err(one)?;
     clock.lap("select");
     let (objects, reused) = expand_units(plan, &units, &selections, &inputs, out, progress).map_err(one)?;
-    let bad = check_bad_records(&damage, &objects, max_bad_records)?;
+    let (bad_records, bad) = check_bad_records(&damage, &objects, max_bad_records)?;
     clock.lap("expand and encode");
     let mixture = mix(plan, &objects, &selections, out, progress).map_err(one)?;
     clock.lap("mix and pack");
-    let manifest = finish(plan, &objects, &selections, mixture, &inputs, out).map_err(one)?;
+    let manifest = finish(plan, &objects, &selections, mixture, &inputs, bad_records, out).map_err(one)?;
     clock.lap("manifest");
     Ok(Outcome::Compiled(Compiled { manifest, reused, units: units.len(), seconds: clock.laps, bad }))
 }
@@ -151,15 +152,42 @@ fn stamps(plan: &Plan<'_>) -> Result<Inputs> {
 
 const WHOLE: &str = "whole";
 
-/// The manifest, if it is of this plan, its inputs are as they were, and its files are there.
-fn up_to_date(plan: &Plan<'_>, inputs: &Inputs, out: &Path) -> Result<Option<Manifest>> {
+/// The manifest, if it is of this plan, its inputs are as they were, no more of them bad than may be, and its files
+/// are there.
+fn up_to_date(plan: &Plan<'_>, inputs: &Inputs, max_bad_records: u64, out: &Path) -> Result<Option<Manifest>> {
     let Ok(Some(manifest)) = manifest::read(out) else { return Ok(None) };
-    if storage::stamp(&out.join(manifest::TOKENIZER)).is_none() {
+    let tokenizer = storage::stamp(&out.join(manifest::TOKENIZER));
+    if tokenizer.is_none_or(|(size, _)| size != plan.tokenizer.json().len() as u64)
+        || storage::stamp(&out.join(CARD)).is_none()
+    {
         return Ok(None);
     }
     let stamps: Vec<Stamp> = inputs.values().flatten().cloned().collect();
-    let known: Option<String> = receipts::find(out, WHOLE, &plan.hash, &stamps, |_| manifest.files.clone());
-    Ok(known.filter(|_| manifest.plan == plan.hash).map(|_| manifest))
+    let bad_records: Option<u64> = receipts::find(out, WHOLE, &plan.hash, &stamps, |_| manifest.files.clone());
+    let known = bad_records.filter(|&n| n <= max_bad_records && manifest.plan == plan.hash);
+    Ok(known.map(|_| manifest))
+}
+
+/// Refuses a directory that holds what flanc did not write where it writes and clears away.
+fn check_foreign(out: &Path) -> Result<()> {
+    let mut foreign = Vec::new();
+    for folder in FOLDERS {
+        let files = storage::walk(&out.join(folder))?.into_iter().map(|f| format!("{folder}/{}", f.to_string_lossy()));
+        foreign.extend(files.filter(|f| !f.ends_with(".parquet") && !f.ends_with(storage::TEMPORARY)));
+    }
+    let card = out.join(CARD);
+    if storage::stamp(&card).is_some() {
+        let text = storage::read_text(&card)?;
+        if !text.starts_with(CARD_HEAD) && !CARD_HEAD.starts_with(&text) {
+            foreign.push(CARD.to_owned());
+        }
+    }
+    let Some(first) = foreign.first() else { return Ok(()) };
+    Err(Diagnostic::error("output-not-empty", "the output directory holds files that flanc did not write")
+        .at(&out.join(first))
+        .found(listing(foreign.iter().map(String::as_str)))
+        .help("name a directory of its own with --out, or move these files away")
+        .into())
 }
 
 /// Compares the two tokenizer engines, unless that was done here for this tokenizer before.
@@ -287,23 +315,28 @@ fn expand_units(
     Ok((objects?, reused.into_inner() as usize))
 }
 
-/// Stops the run if more records were bad than it may skip; gives the list otherwise.
+/// Stops the run if more records were bad than it may skip; gives their number and the list otherwise.
 fn check_bad_records(
     damage: &[(Diagnostic, u64)],
     objects: &[(Unit, Object)],
     most: u64,
-) -> Result<Vec<String>, Vec<Diagnostic>> {
+) -> Result<(u64, Vec<String>), Vec<Diagnostic>> {
     let in_units: u64 = objects.iter().map(|(_, o)| o.counts.bad_records).sum();
-    let count = damage.iter().map(|(_, records)| records).sum::<u64>() + in_units;
-    let list: Vec<String> = damage
-        .iter()
-        .map(|(d, _)| d.to_string())
-        .chain(objects.iter().flat_map(|(_, o)| o.bad.iter().cloned()))
-        .collect();
-    if count <= most {
-        return Ok(list);
+    let mut count = damage.iter().map(|(_, records)| records).sum::<u64>() + in_units;
+    let mut list: Vec<String> = damage.iter().map(|(d, _)| d.to_string()).collect();
+    let mut seen = BTreeSet::new();
+    for (bad, records) in objects.iter().flat_map(|(_, o)| &o.bad) {
+        if seen.insert(bad) {
+            list.push(bad.clone());
+        } else {
+            count -= records; // two tasks over one corpus meet the same record
+        }
     }
-    let verdict = Diagnostic::error("bad-records", format!("{count} records cannot be used"))
+    if count <= most {
+        return Ok((count, list));
+    }
+    let records = if count == 1 { "record" } else { "records" };
+    let verdict = Diagnostic::error("bad-records", format!("{count} {records} cannot be used"))
         .expected(format!("at most {most}"))
         .note("list", format!("\n{}", list.join("\n").trim_end()))
         .help(format!("repair the data, or skip them with --max-bad-records {count}"));
@@ -340,12 +373,13 @@ fn finish(
     selections: &Selections,
     mixture: BTreeMap<SplitName, Linked>,
     inputs: &Inputs,
+    bad_records: u64,
     out: &Path,
 ) -> Result<Manifest> {
     let mut files: Vec<_> = objects.iter().flat_map(|(_, o)| [o.shard.clone(), o.provenance.clone()]).collect();
     files.extend(mixture.values().flat_map(|l| l.files.iter().cloned()));
     files.sort_by(|a, b| a.path.cmp(&b.path));
-    let card = write_card(plan, &mixture, out)?;
+    let card = write_card(plan, &files, out)?;
     storage::write(&out.join(manifest::TOKENIZER), plan.tokenizer.json().as_bytes())?;
     clear(out, &files.iter().map(|f| f.path.as_str()).chain([card]).collect())?;
     let units = objects.iter().map(|(u, _)| u.stem.clone()).chain(mixture.values().flat_map(link::receipt_names));
@@ -382,7 +416,7 @@ fn finish(
         files,
     };
     let stamps: Vec<Stamp> = inputs.values().flatten().cloned().collect();
-    receipts::leave(out, WHOLE, &plan.hash, &stamps, &plan.hash)?;
+    receipts::leave(out, WHOLE, &plan.hash, &stamps, &bad_records)?;
     manifest::write(out, &manifest)?;
     Ok(manifest)
 }
@@ -429,7 +463,7 @@ fn task_entries(
                     SplitEntry {
                         rows: split.rows,
                         capped: split.rows - selected - filtered,
-                        bad_records: c.bad_records,
+                        bad_records: c.bad_records + c.unread,
                         filtered: c.filtered + filtered,
                         prompts: c.prompts,
                         shortened: c.shortened,
@@ -460,14 +494,35 @@ fn task_entries(
         .collect()
 }
 
-/// Writes the card by which `load_dataset(OUT)` finds the mixture and passes the provenance over.
-fn write_card(plan: &Plan<'_>, mixture: &BTreeMap<SplitName, Linked>, out: &Path) -> Result<&'static str> {
-    const CARD: &str = "README.md";
-    let mut card = "---\nconfigs:\n- config_name: default\n  data_files:\n".to_owned();
-    for (split, linked) in mixture.iter().filter(|(_, l)| !l.files.is_empty()) {
-        let shards = linked.files.len() / 2;
-        let name = split.name();
-        card.push_str(&format!("  - split: {name}\n    path: mixture/{name}-?????-of-{shards:05}.parquet\n"));
+const CARD: &str = "README.md";
+/// How every card begins, and by which it is known.
+const CARD_HEAD: &str = "---\n# Written by `flanc compile`.\nconfigs:\n";
+
+/// Writes the card by which `load_dataset(OUT)` finds the mixture, `load_dataset(OUT, "rte")` a task, and neither the
+/// provenance.
+fn write_card(plan: &Plan<'_>, files: &[FileInfo], out: &Path) -> Result<&'static str> {
+    // By config and split: a pattern for its shards, by which those of another number are not meant.
+    let mut configs = BTreeMap::<(u8, String), BTreeMap<&str, String>>::new();
+    for path in files.iter().map(|f| f.path.as_str()).filter(|p| !p.ends_with(".provenance.parquet")) {
+        let parts: Vec<&str> = path.split('/').collect();
+        let (order, config) = match parts[..] {
+            ["mixture", _] => (0, "default".to_owned()),
+            ["eval", task, _] => (2, format!("eval-{task}")),
+            ["tasks", task, _] => (1, task.to_owned()),
+            _ => continue,
+        };
+        if let Some((stem, name)) = path.rsplit_once('/')
+            && let [split, _, "of", count] = name.split('-').collect::<Vec<_>>()[..]
+        {
+            configs.entry((order, config)).or_default().insert(split, format!("{stem}/{split}-?????-of-{count}"));
+        }
+    }
+    let mut card = CARD_HEAD.to_owned();
+    for ((_, config), splits) in &configs {
+        card.push_str(&format!("- config_name: {config}\n  data_files:\n"));
+        for (split, pattern) in splits {
+            card.push_str(&format!("  - split: {split}\n    path: {pattern}\n"));
+        }
     }
     card.push_str(&format!(
         "---\n\nAn instruction-tuning mixture compiled by flanc {}, profile `{}`, plan `{}`.\n\n\
@@ -480,9 +535,13 @@ fn write_card(plan: &Plan<'_>, mixture: &BTreeMap<SplitName, Linked>, out: &Path
     Ok(CARD)
 }
 
-/// Removes files of earlier runs that are not part of this output. Only what flanc itself puts there is looked at.
+/// Where shards are.
+const FOLDERS: [&str; 3] = ["tasks", "mixture", "eval"];
+
+/// Removes files of earlier runs that are not part of this output. Only what flanc itself puts there is looked at, and
+/// [`check_foreign`] has seen that there is nothing else.
 fn clear(out: &Path, keep: &BTreeSet<&str>) -> Result<()> {
-    for folder in ["tasks", "mixture", "eval"] {
+    for folder in FOLDERS {
         let root = out.join(folder);
         for file in storage::walk(&root)? {
             let relative = format!("{folder}/{}", file.to_string_lossy());

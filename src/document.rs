@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use toml::de::{DeTable, DeValue};
 
-use crate::diag::{Diagnostic, Source, Span, listing};
+use crate::diag::{Diagnostic, Place, Source, Span, listing};
 use crate::template::snippet::Snippet;
 
 /// Parses the text of `source` and lets `read` take its keys.
@@ -32,6 +32,7 @@ pub fn read<T>(
                     .at(Span { source: source.clone(), range })
                     .label("not valid TOML")
             })
+            .take(1) // what follows mostly follows from it
             .collect());
     }
     let table = Table {
@@ -44,7 +45,9 @@ pub fn read<T>(
     let value = read(&table);
     table.finish();
     drop(table);
-    let diagnostics = diagnostics.into_inner();
+    let mut diagnostics = diagnostics.into_inner();
+    // In the order of the file, not of the reading.
+    diagnostics.sort_by_key(|d| if let Place::Span(span) = &d.place { span.range.start } else { 0 });
     match value {
         Some(value) if diagnostics.iter().all(|d| d.severity < crate::diag::Severity::Error) => {
             Ok((value, diagnostics))
@@ -78,6 +81,16 @@ impl<'t> Table<'t> {
         self.place(self.span.clone())
     }
 
+    /// Where the value of a key stands, or the table, if it lacks the key.
+    pub fn place_of(&self, key: &'static str) -> Span {
+        self.get(key).map_or_else(|| self.span(), |(_, range)| self.place(range))
+    }
+
+    /// Whether the key is there, with whatever value.
+    pub fn has(&self, key: &'static str) -> bool {
+        self.get(key).is_some()
+    }
+
     /// Adds a diagnostic of the reader's own.
     pub fn complain(&self, diagnostic: Diagnostic) {
         self.diagnostics.borrow_mut().push(diagnostic);
@@ -85,12 +98,18 @@ impl<'t> Table<'t> {
 
     fn wrong_type(&self, key: &str, expected: &str, found: &DeValue, range: Range<usize>) {
         self.complain(
-            Diagnostic::error("wrong-type", format!("`{key}` is not {expected}")).at(self.place(range)).label(format!(
-                "expected {expected}, found {} {}",
-                article(found.type_str()),
-                found.type_str()
-            )),
+            Diagnostic::error("wrong-type", format!("`{key}` is not {expected}"))
+                .label(format!("expected {expected}, found {}", self.describe(found, &range)))
+                .at(self.place(range)),
         );
+    }
+
+    /// A value in a message: numbers as they are written, anything else by its type.
+    fn describe(&self, value: &DeValue, range: &Range<usize>) -> String {
+        match value {
+            DeValue::Integer(_) | DeValue::Float(_) => self.source.text[range.clone()].to_owned(),
+            other => format!("{} {}", article(other.type_str()), other.type_str()),
+        }
     }
 
     fn require<T>(&self, key: &'static str, what: &str, value: Option<T>) -> Option<T> {
@@ -131,6 +150,16 @@ impl<'t> Table<'t> {
         parsed
     }
 
+    /// An integer above 0.
+    pub fn count(&self, key: &'static str) -> Option<u64> {
+        let (value, range) = self.get(key)?;
+        let number = self.integer(key)?;
+        if number == 0 {
+            self.wrong_type(key, "an integer above 0", value, range);
+        }
+        Some(number)
+    }
+
     /// A number above 0.
     pub fn positive(&self, key: &'static str) -> Option<f64> {
         let (value, range) = self.get(key)?;
@@ -142,17 +171,22 @@ impl<'t> Table<'t> {
         number
     }
 
-    /// One of the given words, or a non-negative integer where `number` allows it.
+    /// One of the given words, or an integer above 0 where `number` allows it.
     pub fn word_or_integer(&self, key: &'static str, words: &[&str], number: bool) -> Option<WordOrInteger> {
         let (value, range) = self.get(key)?;
         match value {
             DeValue::String(word) if words.contains(&word.as_ref()) => {
                 return Some(WordOrInteger::Word(word.to_string()));
             }
-            DeValue::Integer(_) if number => return self.integer(key).map(WordOrInteger::Integer),
+            DeValue::Integer(_) if number => return self.count(key).map(WordOrInteger::Integer),
             _ => {}
         }
-        let expected = format!("{}{}", if number { "a number or one of " } else { "" }, listing(words.iter().copied()));
+        let mut expected: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
+        expected.extend(number.then(|| "an integer above 0".to_owned()));
+        let expected = match expected.split_last() {
+            Some((last, others)) if !others.is_empty() => format!("{} or {last}", others.join(", ")),
+            _ => expected.concat(),
+        };
         let mut diagnostic = Diagnostic::error("wrong-value", format!("`{key}` has a value that is not known"))
             .at(self.place(range))
             .label(format!("expected {expected}"));

@@ -53,6 +53,8 @@ pub struct Counts {
     pub rows: u64,
     pub filtered: u64,
     pub bad_records: u64,
+    /// Rows that lie where a file as a whole is damaged: they are reported with the file, not here.
+    pub unread: u64,
     pub prompts: u64,
     /// Prompts that were cut to fit.
     pub shortened: u64,
@@ -76,6 +78,7 @@ impl Counts {
         self.rows += other.rows;
         self.filtered += other.filtered;
         self.bad_records += other.bad_records;
+        self.unread += other.unread;
         self.prompts += other.prompts;
         self.shortened += other.shortened;
         self.input_tokens += other.input_tokens;
@@ -98,8 +101,8 @@ pub struct Object {
     pub shard: FileInfo,
     pub provenance: FileInfo,
     pub counts: Counts,
-    /// The first bad records, rendered.
-    pub bad: Vec<String>,
+    /// The first bad records, rendered, each with how many records it stands for.
+    pub bad: Vec<(String, u64)>,
 }
 
 /// Names for the provenance of one task; the split names are its corpus's.
@@ -217,7 +220,9 @@ pub fn run(plan: &Plan<'_>, unit: &Unit, selection: &Selection, out: &Path) -> R
     let task = &plan.tasks[unit.task];
     let split = &task.splits[unit.split];
     let mut worker = Worker::new(plan, task, split, unit, out)?;
+    let mut seen = 0;
     rows(plan, task, split, selection, (unit.from, unit.to), |event| {
+        seen += if let Event::Bad { records, .. } = event { records } else { 1 };
         match event {
             Event::Bad { diagnostic, records } => worker.bad(&diagnostic, records),
             Event::Filtered => worker.counts.filtered += 1,
@@ -226,7 +231,9 @@ pub fn run(plan: &Plan<'_>, unit: &Unit, selection: &Selection, out: &Path) -> R
         }
         Ok(())
     })?;
-    worker.finish(unit.to - unit.from)
+    worker.counts.rows = unit.to - unit.from;
+    worker.counts.unread = worker.counts.rows.saturating_sub(seen);
+    worker.finish()
 }
 
 /// The rows of the profile that a unit writes.
@@ -247,7 +254,7 @@ struct Worker<'p> {
     draw: TemplateDraw,
     sample_stream: Stream,
     counts: Counts,
-    bad: Vec<String>,
+    bad: Vec<(String, u64)>,
     /// Buffers used again for every prompt.
     ids: Vec<u32>,
     targets: Vec<u32>,
@@ -309,7 +316,7 @@ impl<'p> Worker<'p> {
     fn bad(&mut self, diagnostic: &Diagnostic, records: u64) {
         self.counts.bad_records += records;
         if self.bad.len() < LISTED {
-            self.bad.push(diagnostic.to_string());
+            self.bad.push((diagnostic.to_string(), records));
         }
     }
 
@@ -486,9 +493,8 @@ impl<'p> Worker<'p> {
         Ok(())
     }
 
-    fn finish(mut self, rows: u64) -> Result<Object> {
+    fn finish(mut self) -> Result<Object> {
         self.flush()?;
-        self.counts.rows = rows;
         Ok(Object {
             provenance: self.provenance_shard.finish()?,
             shard: self.shard.finish()?,

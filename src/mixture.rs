@@ -127,10 +127,12 @@ pub enum Absent {
 #[derive(Clone, Debug)]
 pub struct TokenizerChoice {
     pub file: PathBuf,
-    pub eos: Option<String>,
-    pub pad: Option<String>,
+    /// Where the recipe names the file, or would.
+    pub place: Span,
+    pub eos: Option<Snippet>,
+    pub pad: Option<Snippet>,
     /// A control token between inputs and targets.
-    pub separator: Option<String>,
+    pub separator: Option<Snippet>,
 }
 
 /// Lengths in tokens: inputs with their separator, targets with their end of sequence.
@@ -191,7 +193,7 @@ pub fn read(source: &Arc<Source>, directory: &Path) -> Result<(Recipe, Vec<Diagn
 fn read_recipe(source: &Arc<Source>, table: &Table<'_>, directory: &Path) -> Option<Recipe> {
     let templates = match table.word_or_integer("templates", &["all", "one", "round-robin"], true) {
         None => Choice::All,
-        Some(WordOrInteger::Integer(n)) => Choice::Some(n.max(1)),
+        Some(WordOrInteger::Integer(n)) => Choice::Some(n),
         Some(WordOrInteger::Word(word)) => match word.as_str() {
             "one" => Choice::Some(1),
             "round-robin" => Choice::RoundRobin,
@@ -209,7 +211,7 @@ fn read_recipe(source: &Arc<Source>, table: &Table<'_>, directory: &Path) -> Opt
     let size = if table.is_table("size") {
         table.table("size", read_size).flatten().unwrap_or(Size::All)
     } else {
-        table.word("size", &["all"]);
+        table.word("size", &["all", "{ prompts = … }", "{ tokens = … }"]);
         Size::All
     };
     if let Some(shots) = table.integer("shots")
@@ -217,61 +219,52 @@ fn read_recipe(source: &Arc<Source>, table: &Table<'_>, directory: &Path) -> Opt
     {
         table.complain(
             Diagnostic::error("shots", "prompts with exemplars cannot be made yet")
-                .at(Span { source: source.clone(), range: 0..0 })
-                .expected("shots = 0")
-                .found(format!("shots = {shots}")),
+                .at(table.place_of("shots"))
+                .label("expected 0"),
         );
     }
     let tokenizer = table.table("tokenizer", |t| TokenizerChoice {
         file: t.text("file").map_or_else(|| PathBuf::from("tokenizer.json"), |f| PathBuf::from(f.text)),
-        eos: t.text("eos").map(|s| s.text),
-        pad: t.text("pad").map(|s| s.text),
-        separator: t.text("separator").map(|s| s.text),
+        place: t.place_of("file"),
+        eos: t.text("eos"),
+        pad: t.text("pad"),
+        separator: t.text("separator"),
     });
-    let mut tokenizer = tokenizer.unwrap_or(TokenizerChoice {
+    let mut tokenizer = tokenizer.unwrap_or_else(|| TokenizerChoice {
         file: PathBuf::from("tokenizer.json"),
+        place: table.span(),
         eos: None,
         pad: None,
         separator: None,
     });
     tokenizer.file = directory.join(&tokenizer.file);
-    let lengths = table.table("lengths", |t| Lengths {
-        inputs: t.integer("inputs").unwrap_or(1024) as usize,
-        targets: t.integer("targets").unwrap_or(256) as usize,
-        overflow: match t.word("overflow", &["shorten", "drop", "right"]).as_deref() {
-            Some("drop") => Overflow::Drop,
-            Some("right") => Overflow::Right,
-            _ => Overflow::Shorten,
-        },
-    });
+    let lengths = table.table("lengths", read_lengths);
     let lengths = lengths.unwrap_or(Lengths { inputs: 1024, targets: 256, overflow: Overflow::Shorten });
-    let output = table.table("output", |t| Output {
-        profile: match t.word("profile", &["packed", "sft", "megatron"]).as_deref() {
-            Some("sft") => Profile::Sft,
-            Some("megatron") => Profile::Megatron,
-            _ => Profile::Packed,
-        },
-        sequence: t.integer("sequence").unwrap_or(2048) as usize,
-        mix: t.word("mix", &["tasks", "all"]).as_deref() != Some("tasks"),
-        shard_tokens: t.integer("shard_tokens").unwrap_or(SHARD_TOKENS).max(1),
+    let output = table.table("output", |t| {
+        let output = Output {
+            profile: match t.word("profile", &["packed", "sft", "megatron"]).as_deref() {
+                Some("sft") => Profile::Sft,
+                Some("megatron") => Profile::Megatron,
+                _ => Profile::Packed,
+            },
+            sequence: t.count("sequence").unwrap_or(SEQUENCE as u64) as usize,
+            mix: t.word("mix", &["tasks", "all"]).as_deref() != Some("tasks"),
+            shard_tokens: t.count("shard_tokens").unwrap_or(SHARD_TOKENS),
+        };
+        (output, t.has("sequence").then(|| t.place_of("sequence")))
     });
-    let output =
-        output.unwrap_or(Output { profile: Profile::Packed, sequence: 2048, mix: true, shard_tokens: SHARD_TOKENS });
-    if lengths.inputs < 16 || lengths.targets < 2 {
-        table.complain(
-            Diagnostic::error("lengths", "no prompt fits into these lengths")
-                .at(Span { source: source.clone(), range: 0..0 })
-                .expected("inputs of at least 16 tokens and targets of at least 2")
-                .found(format!("inputs = {}, targets = {}", lengths.inputs, lengths.targets)),
-        );
-    }
+    let (output, sequence_place) = output.unwrap_or((
+        Output { profile: Profile::Packed, sequence: SEQUENCE, mix: true, shard_tokens: SHARD_TOKENS },
+        None,
+    ));
     if output.profile != Profile::Sft && output.sequence < lengths.inputs + lengths.targets {
+        let given = sequence_place.is_some();
         table.complain(
             Diagnostic::error("sequence", "the longest prompt does not fit into a packed row")
-                .at(Span { source: source.clone(), range: 0..0 })
-                .expected(format!("sequence of at least {} + {} tokens", lengths.inputs, lengths.targets))
-                .found(format!("sequence = {}", output.sequence))
-                .help("raise [output] sequence, or lower [lengths]"),
+                .at(sequence_place.unwrap_or_else(|| table.place_of("lengths")))
+                .expected(format!("a sequence of at least {} + {} tokens", lengths.inputs, lengths.targets))
+                .found(format!("sequence = {}{}", output.sequence, if given { "" } else { ", the default" }))
+                .help("raise `sequence` in [output], or lower `inputs` and `targets` in [lengths]"),
         );
     }
     Some(Recipe {
@@ -290,7 +283,7 @@ fn read_recipe(source: &Arc<Source>, table: &Table<'_>, directory: &Path) -> Opt
         },
         templates,
         kinds,
-        rate_max: table.integer("rate_max").unwrap_or(3_000).max(1),
+        rate_max: table.count("rate_max").unwrap_or(3_000),
         temperature: table.positive("temperature").unwrap_or(1.0),
         size,
         wrapper: match table.word("wrapper", &["none", "flan-v1"]).as_deref() {
@@ -310,11 +303,37 @@ fn read_recipe(source: &Arc<Source>, table: &Table<'_>, directory: &Path) -> Opt
 
 /// 64 MiB of ids: what a thread sorts at a time, and some 15 MB on disk.
 const SHARD_TOKENS: u64 = 1 << 24;
+const SEQUENCE: usize = 2048;
+
+fn read_lengths(table: &Table<'_>) -> Lengths {
+    let at_least = |key, default: u64, least: u64| {
+        let tokens = table.integer(key).unwrap_or(default);
+        if tokens < least {
+            table.complain(
+                Diagnostic::error("lengths", format!("`{key}` leaves no room for a prompt"))
+                    .at(table.place_of(key))
+                    .label(format!("expected at least {least} tokens")),
+            );
+        }
+        tokens as usize
+    };
+    Lengths {
+        inputs: at_least("inputs", 1024, 16),
+        targets: at_least("targets", 256, 2),
+        overflow: match table.word("overflow", &["shorten", "drop", "right"]).as_deref() {
+            Some("drop") => Overflow::Drop,
+            Some("right") => Overflow::Right,
+            _ => Overflow::Shorten,
+        },
+    }
+}
 
 fn read_size(table: &Table<'_>) -> Option<Size> {
-    match (table.integer("prompts"), table.integer("tokens")) {
+    match (table.count("prompts"), table.count("tokens")) {
         (Some(n), None) => Some(Size::Prompts(n)),
         (None, Some(n)) => Some(Size::Tokens(n)),
+        // The one that is there has been complained of.
+        (None, None) if table.has("prompts") != table.has("tokens") => None,
         _ => {
             table.complain(
                 Diagnostic::error("size", "a mixture has one size")

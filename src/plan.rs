@@ -15,6 +15,7 @@ use crate::ingest::info::{self, CorpusName};
 use crate::ingest::splits::{self, Part};
 use crate::mixture::{Absent, Choice, Recipe, too_close};
 use crate::shard::writer;
+use crate::storage;
 use crate::task::{Catalogue, Task, fingerprint};
 use crate::template::engine;
 use crate::template::snippet::Snippet;
@@ -28,7 +29,7 @@ pub struct Sources<'c> {
     pub recipe: Recipe,
     pub corpora: Vec<Corpus>,
     pub tasks: Vec<PlannedTask<'c>>,
-    /// What the recipe asks for and the data directories do not have.
+    /// What the recipe asks for and does not get: it is not on disk, or too close to what is held out.
     pub skipped: Vec<Skipped>,
     pub warnings: Vec<Diagnostic>,
 }
@@ -113,11 +114,18 @@ pub struct Skipped {
 pub fn plan<'c>(recipe: Recipe, catalogue: &'c Catalogue, data_dirs: &[PathBuf]) -> Result<Plan<'c>, Vec<Diagnostic>> {
     let mut sources = sources(recipe, catalogue, data_dirs)?;
     let choice = &sources.recipe.tokenizer;
-    let tokenizer = Tokenizer::open(&choice.file).map_err(one)?;
-    let eos = tokenizer.end_of_sequence(choice.eos.as_deref()).map_err(one)?;
-    let pad = tokenizer.padding(choice.pad.as_deref(), &eos).map_err(one)?;
+    let tokenizer = Tokenizer::open(&choice.file).map_err(|d| {
+        let absent = storage::stamp(&choice.file).is_none();
+        let diagnostic = d.at(choice.place.clone());
+        vec![if absent { diagnostic.help("a relative path begins where the recipe is") } else { diagnostic }]
+    })?;
+    // The recipe's word for a token, and where it stands.
+    let named = |token: &Option<Snippet>| token.as_ref().map_or(choice.place.clone(), Snippet::whole_span);
+    let text = |token: &Option<Snippet>| token.as_ref().map(|t| t.text.clone());
+    let eos = tokenizer.end_of_sequence(text(&choice.eos).as_deref()).map_err(|d| vec![d.at(named(&choice.eos))])?;
+    let pad = tokenizer.padding(text(&choice.pad).as_deref(), &eos).map_err(|d| vec![d.at(named(&choice.pad))])?;
     let separator = match &choice.separator {
-        Some(name) => tokenizer.control(Some(name), &[]).map_err(one)?,
+        Some(name) => tokenizer.control(Some(&name.text), &[]).map_err(|d| vec![d.at(name.whole_span())])?,
         None => None,
     };
     sources.warnings.extend(tokenizer.warnings.iter().cloned());
@@ -132,9 +140,8 @@ pub fn sources<'c>(
     catalogue: &'c Catalogue,
     data_dirs: &[PathBuf],
 ) -> Result<Sources<'c>, Vec<Diagnostic>> {
-    let selected = select_tasks(&recipe, catalogue)?;
-    let mut sources =
-        Sources { recipe, corpora: Vec::new(), tasks: Vec::new(), skipped: Vec::new(), warnings: Vec::new() };
+    let (selected, skipped) = select_tasks(&recipe, catalogue)?;
+    let mut sources = Sources { recipe, corpora: Vec::new(), tasks: Vec::new(), skipped, warnings: Vec::new() };
     let mut errors = Vec::new();
     let mut opened: BTreeMap<CorpusName, usize> = BTreeMap::new();
     for (task, role) in selected {
@@ -150,7 +157,11 @@ pub fn sources<'c>(
     if !sources.tasks.iter().any(|t| t.role == Role::Trained && t.has(SplitName::Train)) {
         let mut nothing = Diagnostic::error("nothing-to-train-on", "no task of the recipe has training rows")
             .at(Path::new(&sources.recipe.source.name))
-            .help("check `tasks`, `hold_out` and --data-dir");
+            .help("check `tasks`, `hold_out`, `kinds` and --data-dir");
+        for task in sources.tasks.iter().take(10) {
+            let why = if task.role == Role::HeldOut { "it is held out" } else { "its definition has no `train` split" };
+            nothing = nothing.note("not trained", format!("{}: {why}", task.task.name()));
+        }
         for skipped in sources.skipped.iter().take(10) {
             nothing = nothing.note("skipped", format!("{}: {}", skipped.task, skipped.reason));
         }
@@ -174,8 +185,11 @@ impl PlannedTask<'_> {
     }
 }
 
-/// The tasks that the recipe selects, each with its role.
-fn select_tasks<'c>(recipe: &Recipe, catalogue: &'c Catalogue) -> Result<Vec<(&'c Task, Role)>, Vec<Diagnostic>> {
+/// Tasks with their roles; and those that what is held out takes with it.
+type Selected<'c> = (Vec<(&'c Task, Role)>, Vec<Skipped>);
+
+/// The tasks that the recipe selects.
+fn select_tasks<'c>(recipe: &Recipe, catalogue: &'c Catalogue) -> Result<Selected<'c>, Vec<Diagnostic>> {
     let mut errors = Vec::new();
     let mut chosen = BTreeSet::new();
     for selector in &recipe.tasks {
@@ -200,7 +214,11 @@ fn select_tasks<'c>(recipe: &Recipe, catalogue: &'c Catalogue) -> Result<Vec<(&'
     for selector in &recipe.hold_out {
         let matched = matching(catalogue, &selector.text);
         if matched.is_empty() {
-            errors.push(unknown_selector(catalogue, selector, &selector.text));
+            let unknown = unknown_selector(catalogue, selector, &selector.text);
+            errors.push(match selector.text.starts_with('!') {
+                true => unknown.help("`!` leaves out of `tasks`; `hold_out` lists what is held out, and nothing else"),
+                false => unknown,
+            });
         }
         held_out.extend(matched.into_iter().map(Task::name));
         close.extend(too_close(&selector.text).iter().copied());
@@ -208,28 +226,29 @@ fn select_tasks<'c>(recipe: &Recipe, catalogue: &'c Catalogue) -> Result<Vec<(&'
     if !errors.is_empty() {
         return Err(errors);
     }
-    Ok(catalogue
-        .tasks
-        .iter()
-        .filter(|t| chosen.contains(t.name()) || held_out.contains(t.name()))
-        .filter_map(|t| {
-            if held_out.contains(t.name()) {
-                Some((t, Role::HeldOut))
-            } else if close.contains(t.definition.cluster.as_str()) || shares_rows(t, catalogue, &held_out) {
-                None // neither trained on nor evaluated
-            } else {
-                Some((t, Role::Trained))
-            }
-        })
-        .collect())
+    let (mut selected, mut skipped) = (Vec::new(), Vec::new());
+    for task in &catalogue.tasks {
+        let mut skip = |reason: String| skipped.push(Skipped { task: task.name().to_owned(), split: None, reason });
+        if held_out.contains(task.name()) {
+            selected.push((task, Role::HeldOut));
+        } else if !chosen.contains(task.name()) {
+        } else if close.contains(task.definition.cluster.as_str()) {
+            skip(format!("its cluster, {}, is too close to what is held out", task.definition.cluster));
+        } else if let Some(other) = shares_rows(task, catalogue, &held_out) {
+            skip(format!("its rows are those of `{}`, which is held out", other.name()));
+        } else {
+            selected.push((task, Role::Trained));
+        }
+    }
+    Ok((selected, skipped))
 }
 
-/// Whether a task reads the corpus of a held-out one: its rows would be seen in training.
-fn shares_rows(task: &Task, catalogue: &Catalogue, held_out: &BTreeSet<&str>) -> bool {
+/// The held-out task whose corpus a task reads: its rows would be seen in training.
+fn shares_rows<'c>(task: &Task, catalogue: &'c Catalogue, held_out: &BTreeSet<&str>) -> Option<&'c Task> {
     catalogue
         .tasks
         .iter()
-        .any(|other| held_out.contains(other.name()) && other.definition.corpus == task.definition.corpus)
+        .find(|other| held_out.contains(other.name()) && other.definition.corpus == task.definition.corpus)
 }
 
 fn matching<'c>(catalogue: &'c Catalogue, selector: &str) -> Vec<&'c Task> {
@@ -248,8 +267,8 @@ fn unknown_selector(catalogue: &Catalogue, selector: &Snippet, name: &str) -> Di
     Diagnostic::error("unknown-task", format!("`{name}` is no task and no cluster"))
         .at(selector.whole_span())
         .label("not known")
-        .did_you_mean(name, names)
-        .note("note", format!("clusters: {}", listing(clusters)))
+        .did_you_mean(name.trim_start_matches('!'), names)
+        .note("note", format!("clusters: {}; `flanc tasks` lists the tasks", listing(clusters)))
 }
 
 fn plan_task<'c>(
@@ -287,7 +306,13 @@ fn plan_task<'c>(
     let mut planned_splits = Vec::new();
     let mut errors = Vec::new();
     for (name, expression) in wanted {
-        let Some(expression) = expression else { continue };
+        let Some(expression) = expression else {
+            if role == Role::HeldOut {
+                let reason = "it is held out, and its definition has no `test` split to evaluate on".to_owned();
+                sources.skipped.push(Skipped { task: task.name().to_owned(), split: Some(*name), reason });
+            }
+            continue;
+        };
         if skip
             && let Some(absent) =
                 splits::names(&expression.text).find(|n| *n != "all" && sources.corpora[corpus].split(n).is_none())
@@ -301,9 +326,12 @@ fn plan_task<'c>(
                 let rows = parts.iter().map(|p| p.rows.end - p.rows.start).sum();
                 planned_splits.push(PlannedSplit { name: *name, parts, rows });
             }
-            Err(diagnostic) => {
-                errors.push(diagnostic.note("note", format!("for split `{}` of task `{}`", name.name(), task.name())))
-            }
+            Err(diagnostic) => errors.push(
+                diagnostic
+                    .at(expression.whole_span())
+                    .label(format!("the {} rows of task `{}`", name.name(), task.name()))
+                    .note("corpus", sources.corpora[corpus].info.directory.display().to_string()),
+            ),
         }
     }
     if !errors.is_empty() {
@@ -351,7 +379,8 @@ pub fn prompt_settings(plan: &Plan<'_>) -> Value {
         "wrapper": r.wrapper,
         "lengths": r.lengths,
         "tokenizer": plan.tokenizer.hash(),
-        "eos": plan.eos.id, "separator": plan.separator.as_ref().map(|s| s.id),
+        // Padding is in no task shard, but every file names the token.
+        "eos": plan.eos.id, "pad": plan.pad.id, "separator": plan.separator.as_ref().map(|s| s.id),
         "engines": [engine::ENGINE, plan.tokenizer.engine(), writer::ENGINE],
     })
 }
@@ -361,7 +390,7 @@ pub fn mixture_settings(plan: &Plan<'_>) -> Value {
     let r = &plan.recipe;
     json!({
         "rate_max": r.rate_max, "temperature": r.temperature, "size": r.size,
-        "output": r.output, "pad": plan.pad.id,
+        "output": r.output,
     })
 }
 

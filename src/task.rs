@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rust_embed::Embed;
 
-use crate::diag::{Diagnostic, Result, Severity, Source, listing};
+use crate::diag::{Diagnostic, Place, Result, Severity, Source, Span, listing};
 use crate::ingest::info::{self, CorpusName};
 use crate::schema::{Dtype, Feature};
 use crate::storage;
@@ -228,11 +228,15 @@ fn read_schema(definition: &Definition, schemas: &Folder) -> Result<Feature> {
     };
     let file = format!("{base}/{version}/features.json");
     let Some(text) = schemas.read(&file)? else {
+        let files = schemas.files()?;
+        let known = files.iter().filter_map(|f| f.strip_suffix("/features.json")?.rsplit_once('/'));
+        let known: Vec<String> = known.map(|(name, version)| format!("{name}:{version}")).collect();
         return Err(Diagnostic::error("schema-missing", format!("there is no schema for `{corpus}`"))
             .at(definition.corpus_place.clone())
             .label("its features are not known")
             .expected(schemas.name(&file))
-            .help("copy features.json and the label files of an export there")
+            .did_you_mean(&corpus.to_string(), known.iter().map(String::as_str))
+            .help("for a new corpus, copy features.json and the label files of an export there")
             .into());
     };
     let name = schemas.name(&file);
@@ -253,14 +257,19 @@ fn check_definition(definition: &Definition, schema: &Feature, diagnostics: &mut
     let mut expression_scope = features.clone();
     expression_scope.push(("row".to_owned(), Type::Struct(features)));
     let mut reads = Reads::default();
+    let mut filtered = BTreeSet::new();
     if let Some(filter) = &definition.filter {
         reads.filter = check::expression(filter, &expression_scope, diagnostics).reads;
+        filtered = reads.filter.clone();
+        if diagnostics.iter().any(|d| d.severity == Severity::Error) {
+            filtered.insert("row".to_owned()); // whatever it was meant to filter
+        }
     }
     let mut template_scope: Vec<(String, Type)> = Vec::new();
     let (mut options, mut answer) = (None, None);
     for field in &definition.fields {
         let inferred = check::expression(&field.expression, &expression_scope, diagnostics);
-        check_unlabelled(definition, schema, field, &inferred.reads, &reads.filter, diagnostics);
+        check_unlabelled(definition, schema, field, &inferred.reads, &filtered, diagnostics);
         match field.name.as_str() {
             "options" => options = Some((field, inferred.ty.clone())),
             "answer" => answer = Some((field, inferred.ty.clone())),
@@ -276,7 +285,8 @@ fn check_definition(definition: &Definition, schema: &Feature, diagnostics: &mut
         (Some((field, ty)), _) if !matches!(ty, Type::List(_) | Type::Tuple(_) | Type::Any) => diagnostics.push(
             Diagnostic::error("options-not-a-list", "`options` is not a list")
                 .at(field.expression.whole_span())
-                .label(format!("this is {ty}")),
+                .label(format!("this is {ty}"))
+                .expected("a list, such as `['yes', 'no']`"),
         ),
         (Some((_, options_type)), Some((answer, answer_type))) => {
             check::answer(&answer.expression, answer_type, options_type, diagnostics);
@@ -293,8 +303,9 @@ fn check_definition(definition: &Definition, schema: &Feature, diagnostics: &mut
         template_scope.push(("options_".to_owned(), Type::Text));
     }
     for template in &definition.templates {
+        let before = diagnostics.len();
         let inputs = check::template(&template.inputs, &template_scope, diagnostics);
-        if inputs.iter().all(|name| name == "options_") {
+        if diagnostics.len() == before && inputs.iter().all(|name| name == "options_") {
             diagnostics.push(
                 Diagnostic::warning(
                     "no-field",
@@ -305,6 +316,18 @@ fn check_definition(definition: &Definition, schema: &Feature, diagnostics: &mut
             );
         }
         let targets = check::template(&template.targets, &template_scope, diagnostics);
+        for unknown in diagnostics[before..].iter_mut().filter(|d| d.code == "unknown-variable") {
+            let Place::Span(Span { source, range }) = &unknown.place else { continue };
+            let name = &source.text[range.clone()];
+            if schema.fields().iter().any(|(feature, _)| feature == name) {
+                let help =
+                    format!("it is a feature of the corpus; templates see [fields]: add `{name} = \"{name}\"` there");
+                *unknown = unknown.clone().help(help);
+            } else if name == "options_" {
+                *unknown =
+                    unknown.clone().help("it is made of a field `options`, a list, which this task does not have");
+            }
+        }
         reads.templates.push(TemplateReads { inputs, targets });
     }
     if definition.templates.is_empty() {
@@ -385,6 +408,8 @@ pub fn fingerprint(definition: &Definition, templates: &[usize]) -> blake3::Hash
         part(&field.expression.text);
     }
     for &i in templates {
+        // Draws go by the index, so it counts even where only templates that are not used stand before.
+        part(&i.to_string());
         let template = &definition.templates[i];
         part(&template.name.text);
         part(template.kind.name());

@@ -3,10 +3,18 @@
 mod suite {
     /// The template checker: what is said about templates and expressions, by fixtures.
     mod check;
+    /// Compiles of the bundled corpora: what is in the output, and that it is the same however it came about.
+    mod compile;
     /// ArrayRecord and Parquet files, as their own writers leave them and in every state of disrepair.
     mod containers;
+    /// What a compile does where the system refuses: no space, no permission, a file in the way; and its memory.
+    mod faults;
     /// Templates that mean harm.
     mod hostile;
     /// TFDS corpora: headers, TFRecord, `tf.train.Example`, feature trees, rows; and corpora that are not as they should be.
     mod ingest;
+    /// The output as pyarrow, polars and Hugging Face datasets read it.
+    mod readers;
+    /// What is said about recipes and definitions, by fixtures.
+    mod recipe;
 }

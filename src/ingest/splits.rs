@@ -118,11 +118,12 @@ fn absolute(bound: Bound, split: &SplitInfo, scale: f64) -> Result<u64, String> 
     let resolve = |n: i64| if n < 0 { rows + n } else { n };
     let row = match bound {
         Bound::Rows(n) => {
-            let n = (n as f64 * scale).round() as i64;
-            if n.abs() > rows {
-                return Err(outside(n));
+            let scaled = (n as f64 * scale).round() as i64;
+            if scaled.abs() > rows {
+                return Err(outside(scaled));
             }
-            resolve(n)
+            // A carve-out that is scaled away leaves everything: `[:-200]` must not become `[:0]`.
+            if n < 0 { rows + scaled } else { scaled }
         }
         Bound::Percent(p) => {
             if p.abs() > 100.0 {

@@ -31,7 +31,7 @@ pub struct Manifest {
     pub tokenizer: TokenizerEntry,
     pub mixture: BTreeMap<String, MixtureEntry>,
     pub tasks: Vec<TaskEntry>,
-    /// What the recipe asks for and the data directories do not have.
+    /// What the recipe asks for and does not get: it is not on disk, or too close to what is held out.
     pub skipped: Vec<SkippedEntry>,
     pub files: Vec<FileInfo>,
 }
