@@ -12,7 +12,7 @@ use crate::diag::Result;
 use crate::ingest::Corpus;
 use crate::ingest::splits::Part;
 use crate::mixture::{Choice, Filters, Select};
-use crate::plan::{PlannedSplit, PlannedTask, Sources};
+use crate::plan::{PlannedSplit, PlannedTask, Role, Sources};
 use crate::seed::Seed;
 
 /// Rows of a split, as positions in the concatenation of its parts, in order.
@@ -65,9 +65,9 @@ pub fn select(sources: &Sources<'_>, task: &PlannedTask<'_>, split: &PlannedSpli
     if read_first {
         let kept = filter(corpus, task, split, &Selection::All(split.rows))?;
         let dropped = split.rows - kept.len() as u64;
-        return Ok((cap(sources, corpus, split, Some(kept)), dropped));
+        return Ok((cap(sources, task, split, Some(kept)), dropped));
     }
-    let selection = cap(sources, corpus, split, None);
+    let selection = cap(sources, task, split, None);
     if read_after {
         let kept = filter(corpus, task, split, &selection)?;
         let dropped = selection.len() - kept.len() as u64;
@@ -76,10 +76,11 @@ pub fn select(sources: &Sources<'_>, task: &PlannedTask<'_>, split: &PlannedSpli
     Ok((selection, 0))
 }
 
-/// Applies the cap to all positions, or to the given ones.
-fn cap(sources: &Sources<'_>, corpus: &Corpus, split: &PlannedSplit, kept: Option<Vec<u64>>) -> Selection {
+/// Applies the cap to all positions, or to the given ones. It is a cap on what is trained on: an evaluation takes all.
+fn cap(sources: &Sources<'_>, task: &PlannedTask<'_>, split: &PlannedSplit, kept: Option<Vec<u64>>) -> Selection {
+    let corpus = &sources.corpora[task.corpus];
     let available = kept.as_ref().map_or(split.rows, |k| k.len() as u64);
-    let cap = sources.recipe.cap.unwrap_or(u64::MAX);
+    let cap = sources.recipe.cap.filter(|_| task.role == Role::Trained).unwrap_or(u64::MAX);
     if available <= cap {
         return kept.map_or(Selection::All(split.rows), Selection::Some);
     }
