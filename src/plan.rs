@@ -55,7 +55,7 @@ impl<'c> Deref for Plan<'c> {
 
 pub struct PlannedTask<'c> {
     pub task: &'c Task,
-    /// Index into [`Plan::corpora`].
+    /// Index into [`Sources::corpora`].
     pub corpus: usize,
     pub role: Role,
     /// Templates of the kinds that the recipe wants, by index.

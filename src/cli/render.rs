@@ -21,7 +21,7 @@ use crate::template::engine::{self, Bound, Prompt};
 pub struct Render {
     /// Task name, see `flanc tasks`
     task: String,
-    /// Split expression over the corpus, such as train or train[:100]
+    /// Split expression over the corpus, such as `train` or `train[:100]`
     #[arg(long, default_value = "train")]
     split: String,
     /// Rows of that, counted from 0: a..b, a.., ..b or one number

@@ -22,9 +22,9 @@ use crate::ingest::{Corpus, RawRow};
 #[derive(Args)]
 #[command(after_help = "Example:\n  flanc rows super_glue/rte --split 'train[:-200]' --rows 0..3")]
 pub struct Rows {
-    /// Corpus: name[/config][:version]
+    /// Corpus: `name[/config][:version]`
     corpus: String,
-    /// Split expression, such as train, train[:-200] or train[10%:20%]+validation
+    /// Split expression, such as `train`, `train[:-200]` or `train[10%:20%]+validation`
     #[arg(long)]
     split: String,
     /// Rows of that, counted from 0: a..b, a.., ..b or one number
