@@ -5,8 +5,9 @@
 #
 # Prints a table with the median of the runs. Peers are timed by themselves, without start-up (interpreter, imports,
 # tokenizer); flanc in both ways: as a whole process, and from opening the corpora to the manifest. Processor seconds
-# stand beside wall time because other work on the machine stretches the one and hardly the other. The ids of every
-# prompt are compared with those of the first peer; where they differ, the script fails.
+# stand beside wall time because other work on the machine stretches the one much more than the other; from them, what
+# a run over one row takes is subtracted for every contestant. The ids of every prompt are compared with those of the
+# first peer; where they differ, the script fails.
 #
 # The peers and the corpora lie in ../shared; without it there is nothing to run against.
 set -euo pipefail
@@ -36,6 +37,11 @@ if [ ! -x "$flanc" ]; then
   cargo build --release --quiet
 fi
 mkdir -p "$work"
+exec 9>"$work/lock"
+flock -n 9 || {
+  echo "another run uses $work: wait for it, or name another directory with --work" >&2
+  exit 1
+}
 if [ ! -e "$work/venv/ready" ]; then
   rm -rf "$work/venv"
   bash "$shared/bench/setup.sh" "$work/venv"
@@ -44,34 +50,45 @@ fi
 python=$work/venv/bin/python
 data=$shared/corpora/tfds
 
-recipe() { # the recipe with this cap; its tokenizer path counts from where the recipe lies
-  local tokenizer
-  tokenizer=$(realpath "$shared/bench/tokenizer.json")
-  sed -e "s/^cap = .*/cap = $cap/" -e "s|^file = .*|file = \"$tokenizer\"|" benches/work/bench.toml
-}
-recipe >"$work/bench.toml"
-
 log=$work/runs.jsonl
 rm -f "$log"
 measure() { # NAME COMMAND …
   local name=$1
   shift
-  TF_CPP_MIN_LOG_LEVEL=3 taskset -c "$cpus" "$python" benches/measure.py "$log" "$name" -- "$@" 2>"$work/$name.err" || {
-    cat "$work/$name.err" >&2
+  TF_CPP_MIN_LOG_LEVEL=3 taskset -c "$cpus" "$python" benches/measure.py "$log" "$name" -- "$@" 2>"$work/error.txt" || {
+    cat "$work/error.txt" >&2
     exit 1
   }
 }
+contestant() { # NAME CAP LABEL
+  local out=$work/out-$1
+  rm -rf "$out"
+  case $1 in
+    python) measure "$3" "$python" "$shared/bench/peer_python.py" "$out" --cap "$2" ;;
+    seqio) measure "$3" "$python" "$shared/bench/peer_seqio.py" "$out" --cap "$2" --spm "$work/spm.model" ;;
+    flanc)
+      # The recipe with another cap; the path of its tokenizer counts from where the recipe lies.
+      sed -e "s/^cap = .*/cap = $2/" -e "s|^file = .*|file = \"$(realpath "$shared/bench/tokenizer.json")\"|" \
+        benches/work/bench.toml >"$work/bench.toml"
+      measure "$3" "$flanc" compile "$work/bench.toml" --templates benches/work/defs --schemas schemas \
+        --data-dir "$data" --out "$out" --json
+      ;;
+  esac
+}
+
+contestants=()
+for name in python seqio flanc; do
+  case $without in *"$name"*) ;; *) contestants+=("$name") ;; esac
+done
+for name in "${contestants[@]}"; do
+  # seqio's peer trains its SentencePiece model in the first of these.
+  if [ "$name" = seqio ] && [ ! -e "$work/spm.model" ]; then contestant seqio 1 ignored; fi
+  contestant "$name" 1 "$name, start-up"
+done
 for ((run = 1; run <= runs; run++)); do
-  for peer in python seqio; do
-    case $without in *"$peer"*) continue ;; esac
-    rm -rf "$work/out-$peer"
-    extra=()
-    [ "$peer" = python ] || extra=(--spm "$work/spm.model")
-    measure "$peer" "$python" "$shared/bench/peer_$peer.py" "$work/out-$peer" --cap "$cap" "${extra[@]}"
+  for name in "${contestants[@]}"; do
+    contestant "$name" "$cap" "$name"
   done
-  rm -rf "$work/out-flanc"
-  measure flanc "$flanc" compile "$work/bench.toml" --templates benches/work/defs --schemas schemas \
-    --data-dir "$data" --out "$work/out-flanc" --json
 done
 case $without in
   *python*) ;;
@@ -94,30 +111,27 @@ def median(records, value):
     return statistics.median(value(r) for r in records)
 
 
-def contestant(name, records, wall):
-    if name.startswith("flanc"):
+def contestant(name, title, wall):
+    records, start = runs[name], runs[f"{name}, start-up"]
+    if name == "flanc":
         splits = [s for task in records[0]["result"]["manifest"]["tasks"] for s in task["splits"].values()]
         prompts, size = sum(s["prompts"] for s in splits), sum(s["text_bytes"] for s in splits)
     else:
         prompts, size = records[0]["result"]["prompts"], records[0]["result"]["bytes"]
-    processor = median(records, lambda r: r["user"] + r["system"])
-    return name, prompts, size, median(records, wall), processor, median(records, lambda r: r["anonymous_mib"])
+    processor = median(records, lambda r: r["user"] + r["system"]) - median(start, lambda r: r["user"] + r["system"])
+    return title, prompts, size, median(records, wall), processor, median(records, lambda r: r["anonymous_mib"])
 
 
-table = []
-for name, records in runs.items():
-    if name == "flanc":
-        table.append(contestant("flanc, whole process", records, lambda r: r["wall"]))
-        table.append(contestant("flanc, without start-up", records, lambda r: sum(r["result"]["seconds"].values())))
-    else:
-        table.append(contestant(f"peer_{name}", records, lambda r: r["result"]["wall"]))
-best = table[-1]
+table = [contestant(n, f"peer_{n}", lambda r: r["result"]["wall"]) for n in ("python", "seqio") if n in runs]
+table.append(contestant("flanc", "flanc, whole process", lambda r: r["wall"]))
+table.append(contestant("flanc", "flanc, without start-up", lambda r: sum(r["result"]["seconds"].values())))
+flanc = table[-1]
 print("| contestant | wall s | prompts/s | MB/s | processor s | peak MiB | flanc is faster by | by processor time |")
 print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-for name, prompts, size, wall, processor, memory in table:
-    ratio, by_processor = (size / best[2]) ** -1 * wall / best[3], (size / best[2]) ** -1 * processor / best[4]
+for title, prompts, size, wall, processor, memory in table:
+    work = flanc[2] / size
     print(
-        f"| {name} | {wall:.2f} | {prompts / wall:,.0f} | {size / wall / 1e6:.2f} | {processor:.1f} | {memory:,.0f}"
-        f" | {ratio:.1f} x | {by_processor:.1f} x |"
+        f"| {title} | {wall:.2f} | {prompts / wall:,.0f} | {size / wall / 1e6:.2f} | {processor:.1f} | {memory:,.0f}"
+        f" | {work * wall / flanc[3]:.1f} x | {work * processor / flanc[4]:.1f} x |"
     )
 EOF
