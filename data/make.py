@@ -14,36 +14,23 @@ an absent optional feature an absent key. The rows of math_dataset are the one f
 Only the standard library is used, so that the bytes can be made again anywhere: TFRecord framing, CRC-32C
 and the wire form of tf.train.Example are written out below.
 """
-import base64, hashlib, json, random, struct, sys, zlib
+import base64, hashlib, json, random, struct, sys, tomllib, zlib
 from pathlib import Path
 
 DATA = Path(__file__).parent
 ROWS = DATA / "rows"
 SCHEMAS = DATA.parent / "schemas"
+DEFINITIONS = DATA.parent / "template-defs"
 
-# Corpus, version, and the number of shards of those splits that have more than one.
-CORPORA = [
-    ("aeslc", "1.0.0", {}),
-    ("feature_kinds", "1.0.0", {"train": 2, "test": 2}),
-    ("gem/common_gen", "1.1.0", {"train": 2}),
-    ("gem/web_nlg_en", "1.1.0", {}),
-    ("glue/cola", "2.0.0", {}),
-    ("glue/mrpc", "2.0.0", {}),
-    ("glue/sst2", "2.0.0", {"train": 2}),
-    ("imdb_reviews/plain_text", "1.0.0", {}),
-    ("math_dataset/algebra__linear_1d", "1.0.0", {}),
-    ("multi30k_translate/de-en", "1.0.0", {}),
-    ("natural_questions_open", "1.0.0", {}),
-    ("openbookqa", "0.1.0", {}),
-    ("super_glue/cb", "1.0.2", {}),
-    ("super_glue/multirc", "1.0.2", {}),
-    ("super_glue/rte", "1.0.2", {}),
-    ("super_glue/wic", "1.0.2", {}),
-    ("trec", "1.0.0", {}),
-]
+# The splits that have more than one shard; the corpora themselves are those that have rows.
+SHARDS = {"feature_kinds": {"train": 2, "test": 2}, "gem/common_gen": {"train": 2}, "glue/sst2": {"train": 2}}
+# Corpora that no definition names, and their versions.
+UNNAMED = {"feature_kinds": "1.0.0", "multi30k_translate/de-en": "1.0.0"}
 # What TFDS loads when no config is named; only datasets of which that config is bundled can say so.
-DEFAULT_CONFIG = {"gem": "common_gen", "glue": "cola", "imdb_reviews": "plain_text",
-                  "math_dataset": "algebra__linear_1d", "multi30k_translate": "de-en"}
+DEFAULT_CONFIG = {"ai2_arc": "ARC-Challenge", "anli": "r1", "gem": "common_gen", "glue": "cola",
+                  "imdb_reviews": "plain_text", "math_dataset": "algebra__linear_1d", "multi30k_translate": "de-en",
+                  "opinion_abstracts": "rotten_tomatoes", "squad": "v1.1", "trivia_qa": "rc",
+                  "wmt16_translate": "cs-en"}
 SUPERVISED = {"aeslc": ["email_body", "subject_line"], "imdb_reviews/plain_text": ["text", "label"],
               "math_dataset/algebra__linear_1d": ["question", "answer"], "multi30k_translate/de-en": ["de", "en"]}
 
@@ -213,15 +200,34 @@ def linear(factors, constant, unknown):
     return " + ".join(terms).replace("+ -", "- ")
 
 
+def corpora():
+    """(corpus, version) of every file of rows; the versions are those that the definitions name."""
+    named = dict(UNNAMED)
+    for definition in DEFINITIONS.glob("*/*.toml"):
+        if "tfds" in (keys := tomllib.loads(definition.read_text(encoding="utf-8"))):
+            corpus, _, version = keys["tfds"].partition(":")
+            named[corpus] = version
+    rows = {corpus for corpus in named if corpus.startswith("math_dataset") or rows_file(corpus).is_file()}
+    strangers = sorted(p.name for p in ROWS.glob("*.jsonl") if not p.name.endswith(".golden.jsonl")
+                       and p not in {rows_file(corpus) for corpus in named})
+    if strangers:
+        sys.exit(f"no definition names the corpus of rows/{', rows/'.join(strangers)}")
+    return sorted((corpus, named[corpus]) for corpus in rows)
+
+
+def rows_file(corpus):
+    return ROWS / (corpus.replace("/", ".") + ".jsonl")
+
+
 def row_lines(corpus):
     if corpus.startswith("math_dataset"):
         rng = random.Random("flanc " + corpus)
         return [json.dumps({"split": split, "row": row})
                 for split, count in (("train", 60), ("test", 10)) for row in equations(count, rng)]
-    return (ROWS / (corpus.replace("/", ".") + ".jsonl")).read_text(encoding="utf-8").split("\n")[:-1]
+    return rows_file(corpus).read_text(encoding="utf-8").split("\n")[:-1]
 
 
-def corpus_files(corpus, version, shards):
+def corpus_files(corpus, version):
     """Yields (path, bytes) for every file of one corpus."""
     name, _, config = corpus.partition("/")
     special = corpus == "feature_kinds"
@@ -236,7 +242,7 @@ def corpus_files(corpus, version, shards):
     by_split = {}
     lines = row_lines(corpus)
     if corpus.startswith("math_dataset"):
-        yield ROWS / (corpus.replace("/", ".") + ".jsonl"), "".join(line + "\n" for line in lines).encode()
+        yield rows_file(corpus), "".join(line + "\n" for line in lines).encode()
     for line in map(json.loads, lines):
         by_split.setdefault(line["split"], []).append(line["row"])
     splits = []
@@ -244,7 +250,7 @@ def corpus_files(corpus, version, shards):
         # TFDS shuffles by a hash of each example's key; here the key is the position.
         order = sorted(range(len(rows)), key=lambda i: hashlib.sha256(f"{corpus}/{split}/{i}".encode()).digest())
         payloads = [encode_row(tree, rows[i], labels) for i in order]
-        n = shards.get(split, 1)
+        n = SHARDS.get(corpus, {}).get(split, 1)
         bounds = [round(len(rows) * i / n) for i in range(n + 1)]
         for i in range(n):
             file = f"{name}-{split}.tfrecord-{i:05}-of-{n:05}"
@@ -268,10 +274,13 @@ def corpus_files(corpus, version, shards):
 def main():
     if sys.argv[1:] not in ([], ["--check"]):
         sys.exit("usage: make.py [--check]")
-    files = {path: content for entry in CORPORA for path, content in corpus_files(*entry)}
+    bundled = corpora()
+    files = {path: content for corpus, version in bundled for path, content in corpus_files(corpus, version)}
     for name, config in DEFAULT_CONFIG.items():
+        if not any(corpus == f"{name}/{config}" for corpus, _ in bundled):
+            continue
         files[DATA / name / ".config" / "metadata.json"] = json.dumps({"default_config_name": config}).encode()
-    on_disk = {p for corpus, version, _ in CORPORA for p in (DATA / corpus / version).glob("*")}
+    on_disk = {p for corpus, version in bundled for p in (DATA / corpus / version).glob("*")}
     stale = sorted(on_disk - set(files))
     changed = [p for p, content in sorted(files.items()) if not p.is_file() or p.read_bytes() != content]
     if sys.argv[1:]:
