@@ -143,7 +143,7 @@ impl<'t> Table<'t> {
     /// A non-negative integer.
     pub fn integer(&self, key: &'static str) -> Option<u64> {
         let (value, range) = self.get(key)?;
-        let parsed = value.as_integer().and_then(|i| u64::from_str_radix(&i.as_str().replace('_', ""), i.radix()).ok());
+        let parsed = non_negative(value);
         if parsed.is_none() {
             self.wrong_type(key, "a non-negative integer", value, range);
         }
@@ -245,6 +245,25 @@ impl<'t> Table<'t> {
         texts
     }
 
+    /// Every key of a table of non-negative integers, in the order of the file.
+    pub fn integer_entries(&self, key: &'static str) -> Vec<(String, u64)> {
+        let Some((value, range)) = self.get(key) else { return Vec::new() };
+        let Some(table) = value.as_table() else {
+            self.wrong_type(key, "a table of integers", value, range);
+            return Vec::new();
+        };
+        let mut entries: Vec<_> = table.iter().collect();
+        entries.sort_by_key(|(name, _)| name.span().start);
+        let mut integers = Vec::new();
+        for (name, value) in entries {
+            match non_negative(value.get_ref()) {
+                Some(integer) => integers.push((name.get_ref().to_string(), integer)),
+                None => self.wrong_type(name.get_ref(), "a non-negative integer", value.get_ref(), value.span()),
+            }
+        }
+        integers
+    }
+
     /// Reads a table.
     pub fn table<T>(&self, key: &'static str, read: impl FnOnce(&Table<'_>) -> T) -> Option<T> {
         let (value, range) = self.get(key)?;
@@ -300,6 +319,10 @@ impl<'t> Table<'t> {
             );
         }
     }
+}
+
+fn non_negative(value: &DeValue<'_>) -> Option<u64> {
+    value.as_integer().and_then(|i| u64::from_str_radix(&i.as_str().replace('_', ""), i.radix()).ok())
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::diag::{Diagnostic, Result, listing, one};
 use crate::ingest::Corpus;
-use crate::ingest::info::{self, CorpusName};
+use crate::ingest::info::CorpusName;
 use crate::ingest::splits::{self, Part};
 use crate::mixture::{Absent, Choice, Recipe, too_close};
 use crate::shard::writer;
@@ -280,18 +280,32 @@ fn plan_task<'c>(
 ) -> Result<Option<PlannedTask<'c>>, Vec<Diagnostic>> {
     let definition = &task.definition;
     let skip = sources.recipe.absent == Absent::Skip;
-    if skip && !info::exists(&definition.corpus, data_dirs) {
-        let reason = format!("no corpus `{}` on disk", definition.corpus);
-        sources.skipped.push(Skipped { task: task.name().to_owned(), split: None, reason });
-        return Ok(None);
-    }
-    let corpus = match opened.get(&definition.corpus) {
+    let name = match task.corpus_on_disk(data_dirs) {
+        Some(name) => name,
+        None if skip => {
+            let reason = format!("no corpus `{}` on disk", definition.corpus);
+            sources.skipped.push(Skipped { task: task.name().to_owned(), split: None, reason });
+            return Ok(None);
+        }
+        None => &definition.corpus, // opening it says what is wrong
+    };
+    let corpus = match opened.get(name) {
         Some(&index) => index,
         None => {
-            let corpus = Corpus::open(&definition.corpus, data_dirs).map_err(one)?;
+            let corpus = Corpus::open(name, data_dirs).map_err(one)?;
             sources.warnings.extend(corpus.info.warnings.iter().cloned());
+            if definition.corpus.version.is_some() && definition.corpus.version != corpus.info.name.version {
+                sources.warnings.push(
+                    Diagnostic::warning(
+                        "other-version",
+                        format!("`{}` is used in place of `{}`", corpus.info.name, definition.corpus),
+                    )
+                    .at(&corpus.info.directory)
+                    .help("its features are known; its rows may differ"),
+                );
+            }
             sources.corpora.push(corpus);
-            opened.insert(definition.corpus.clone(), sources.corpora.len() - 1);
+            opened.insert(name.clone(), sources.corpora.len() - 1);
             sources.corpora.len() - 1
         }
     };

@@ -13,7 +13,7 @@ use crate::ingest::info::{self, CorpusName};
 use crate::schema::{Dtype, Feature};
 use crate::storage;
 use crate::template::check;
-use crate::template::definition::{self, Definition};
+use crate::template::definition::{self, Definition, Draft, Part};
 use crate::template::engine::{self, Program, Reads, TemplateReads};
 use crate::template::types::Type;
 
@@ -75,7 +75,11 @@ pub struct Task {
     pub definition: Definition,
     /// The features its corpus is expected to have.
     pub schema: Feature,
+    /// The corpus in every version of which the features are known, the definition's own first.
+    pub corpora: Vec<CorpusName>,
     pub program: Program,
+    /// The task as FLAN v1 has it, where that differs.
+    flan_v1: Option<Box<Task>>,
 }
 
 /// All tasks, by name.
@@ -87,7 +91,7 @@ pub struct Catalogue {
 /// Reads, checks and compiles every definition of `definitions`; the warnings come with them.
 pub fn load(definitions: &Folder, schemas: &Folder) -> Result<(Catalogue, Vec<Diagnostic>), Vec<Diagnostic>> {
     let mut diagnostics = Vec::new();
-    let mut tasks: Vec<Task> = Vec::new();
+    let mut drafts = Vec::new();
     let mut recipes = BTreeMap::new();
     let files = definitions.files().map_err(|d| vec![*d])?;
     for file in files.iter().filter(|f| f.ends_with(".toml")) {
@@ -96,26 +100,27 @@ pub fn load(definitions: &Folder, schemas: &Folder) -> Result<(Catalogue, Vec<Di
             recipes.insert(recipe.to_owned(), text);
             continue;
         }
-        let source = Source::new(definitions.name(file), text);
-        match definition::read(&source).and_then(|(definition, warnings)| {
-            diagnostics.extend(warnings);
-            Task::new(definition, schemas)
-        }) {
+        match definition::read(&Source::new(definitions.name(file), text)) {
+            Ok((draft, warnings)) => {
+                diagnostics.extend(warnings);
+                drafts.push(draft);
+            }
+            Err(errors) => diagnostics.extend(errors),
+        }
+    }
+    let mut tasks: Vec<Task> = Vec::new();
+    for definition in complete(drafts, &mut diagnostics) {
+        match Task::new(definition, schemas) {
             Ok((task, warnings)) => {
                 diagnostics.extend(warnings);
-                if let Some(other) = tasks.iter().find(|t| t.name() == task.name()) {
-                    diagnostics.push(
-                        Diagnostic::error("duplicate-task", format!("two tasks are called `{}`", task.name()))
-                            .at(task.definition.task.whole_span())
-                            .label("the name is taken")
-                            .note("note", format!("by {}", other.definition.source.name)),
-                    );
-                }
                 tasks.push(task);
             }
             Err(errors) => diagnostics.extend(errors),
         }
     }
+    // What tasks share is looked at for each of them, and said once.
+    let mut said = BTreeSet::new();
+    diagnostics.retain(|d| said.insert(d.to_string()));
     if diagnostics.iter().any(|d| d.severity == Severity::Error) {
         return Err(diagnostics);
     }
@@ -127,6 +132,38 @@ pub fn load(definitions: &Folder, schemas: &Folder) -> Result<(Catalogue, Vec<Di
     }
     tasks.sort_by(|a, b| a.name().cmp(b.name()));
     Ok((Catalogue { tasks, recipes }, diagnostics))
+}
+
+/// Fills drafts in from the tasks they are like.
+fn complete(drafts: Vec<Draft>, diagnostics: &mut Vec<Diagnostic>) -> Vec<Definition> {
+    let (like, whole): (Vec<Draft>, Vec<Draft>) = drafts.into_iter().partition(|d| d.like.is_some());
+    let mut definitions: Vec<Definition> = whole.into_iter().filter_map(|d| d.complete(None)).collect();
+    let bases = definitions.len();
+    for draft in like {
+        let Some(name) = draft.like.clone() else { continue };
+        let base = definitions[..bases].iter().find(|d| d.task.text == name.text).cloned();
+        if base.is_none() {
+            diagnostics.push(
+                Diagnostic::error("like", format!("`{}` is like no task", draft.task.text))
+                    .at(name.whole_span())
+                    .label("expected a task that is not itself like another")
+                    .did_you_mean(&name.text, definitions[..bases].iter().map(|d| d.task.text.as_str())),
+            );
+            continue;
+        }
+        definitions.extend(draft.complete(base.as_ref()));
+    }
+    for (i, definition) in definitions.iter().enumerate() {
+        if let Some(other) = definitions[..i].iter().find(|d| d.task.text == definition.task.text) {
+            diagnostics.push(
+                Diagnostic::error("duplicate-task", format!("two tasks are called `{}`", definition.task.text))
+                    .at(definition.task.whole_span())
+                    .label("the name is taken")
+                    .note("note", format!("by {}", other.source.name)),
+            );
+        }
+    }
+    definitions
 }
 
 impl Catalogue {
@@ -153,17 +190,53 @@ impl Catalogue {
 impl Task {
     fn new(definition: Definition, schemas: &Folder) -> Result<(Task, Vec<Diagnostic>), Vec<Diagnostic>> {
         let mut diagnostics = Vec::new();
-        let schema = read_schema(&definition, schemas).map_err(|d| vec![*d])?;
+        let (schema, corpora) = read_schema(&definition, schemas).map_err(|d| vec![*d])?;
+        check_differences(&definition, &mut diagnostics);
         let reads = check_definition(&definition, &schema, &mut diagnostics);
         if diagnostics.iter().any(|d| d.severity == Severity::Error) {
             return Err(diagnostics);
         }
         let program = Program::compile(&definition, &reads)?;
-        Ok((Task { definition, schema, program }, diagnostics))
+        let flan_v1 = match definition.as_flan_v1() {
+            None => None,
+            Some(other) => {
+                let reads = check_definition(&other, &schema, &mut diagnostics);
+                if diagnostics.iter().any(|d| d.severity == Severity::Error) {
+                    return Err(diagnostics);
+                }
+                let program = Program::compile(&other, &reads)?;
+                let task = Task {
+                    definition: other,
+                    schema: schema.clone(),
+                    corpora: corpora.clone(),
+                    program,
+                    flan_v1: None,
+                };
+                Some(Box::new(task))
+            }
+        };
+        Ok((Task { definition, schema, corpora, program, flan_v1 }, diagnostics))
+    }
+
+    /// The task as FLAN v1 has it.
+    pub fn as_flan_v1(&self) -> &Task {
+        self.flan_v1.as_deref().unwrap_or(self)
     }
 
     pub fn name(&self) -> &str {
         &self.definition.task.text
+    }
+
+    /// The program with every field, for those who want to look at them.
+    pub fn program_of_all_fields(&self) -> Result<Program, Vec<Diagnostic>> {
+        let reads = check_definition(&self.definition, &self.schema, &mut Vec::new());
+        Program::compile_all_fields(&self.definition, &reads)
+    }
+
+    /// The corpus as it lies on disk: in the version that the definition names or, failing that, in the newest one of
+    /// which the features are known.
+    pub fn corpus_on_disk(&self, data_dirs: &[PathBuf]) -> Option<&CorpusName> {
+        self.corpora.iter().find(|name| info::exists(name, data_dirs))
     }
 
     /// Compares the features of a corpus with the schema the task was checked against.
@@ -210,25 +283,43 @@ impl Task {
     }
 }
 
-/// The expected features of a definition's corpus, from `schemas/<name>[/<config>]/<version>/`.
-fn read_schema(definition: &Definition, schemas: &Folder) -> Result<Feature> {
+/// Differences that name a field have to name one of the definition's, if they are to take its place.
+fn check_differences(definition: &Definition, diagnostics: &mut Vec<Diagnostic>) {
+    for difference in &definition.flan_v1 {
+        if let (Part::Field(name), Some(value)) = (&difference.part, &difference.value)
+            && definition.fields.iter().all(|f| &f.name != name)
+        {
+            diagnostics.push(
+                Diagnostic::error("difference", format!("there is no field `{name}` to differ"))
+                    .at(value.whole_span())
+                    .label("stands in for nothing")
+                    .did_you_mean(name, definition.fields.iter().map(|f| f.name.as_str())),
+            );
+        }
+    }
+}
+
+/// The expected features of a definition's corpus, from `schemas/<name>[/<config>]/<version>/`; with the corpus in all
+/// versions that have a schema, its own first and then from the newest on.
+fn read_schema(definition: &Definition, schemas: &Folder) -> Result<(Feature, Vec<CorpusName>)> {
     let corpus = &definition.corpus;
     let base = match &corpus.config {
         Some(config) => format!("{}/{config}", corpus.name),
         None => corpus.name.clone(),
     };
-    let version = match &corpus.version {
-        Some(version) => version.clone(),
-        None => {
-            let files = schemas.files()?;
-            let versions =
-                files.iter().filter_map(|f| f.strip_prefix(&format!("{base}/"))?.strip_suffix("/features.json"));
-            versions.max_by_key(|v| info::version_number(v)).unwrap_or("").to_owned()
-        }
-    };
+    let files = schemas.files()?;
+    let mut versions: Vec<&str> =
+        files.iter().filter_map(|f| f.strip_prefix(&format!("{base}/"))?.strip_suffix("/features.json")).collect();
+    versions.retain(|v| info::version_number(v).is_some());
+    versions.sort_by_key(|v| std::cmp::Reverse(info::version_number(v)));
+    let version = corpus.version.as_deref().or(versions.first().copied()).unwrap_or("").to_owned();
+    let others = versions.iter().filter(|v| **v != version).copied();
+    let corpora: Vec<CorpusName> = std::iter::once(version.as_str())
+        .chain(others)
+        .map(|v| CorpusName { version: Some(v.to_owned()), ..corpus.clone() })
+        .collect();
     let file = format!("{base}/{version}/features.json");
     let Some(text) = schemas.read(&file)? else {
-        let files = schemas.files()?;
         let known = files.iter().filter_map(|f| f.strip_suffix("/features.json")?.rsplit_once('/'));
         let known: Vec<String> = known.map(|(name, version)| format!("{name}:{version}")).collect();
         return Err(Diagnostic::error("schema-missing", format!("there is no schema for `{corpus}`"))
@@ -248,7 +339,7 @@ fn read_schema(definition: &Definition, schemas: &Folder) -> Result<Feature> {
         .map_err(|e| wrong(format!("{} at `{}`, expected {}", e.found, e.path, e.expected)))?;
     let labels = |label_file: &str| schemas.read(&format!("{base}/{version}/{label_file}"));
     info::read_labels(&mut feature, "", &labels, &mut Vec::new())?;
-    Ok(feature)
+    Ok((feature, corpora))
 }
 
 /// Checks a definition against its corpus's features; returns what its parts read.

@@ -33,6 +33,12 @@ pub struct Render {
     /// Print one JSON object a line
     #[arg(long)]
     json: bool,
+    /// Print the fields that are derived from each row, as JSON, in place of its prompts
+    #[arg(long, conflicts_with = "template")]
+    fields: bool,
+    /// Take the task as FLAN v1 has it, where its definition lists differences
+    #[arg(long)]
+    flan_v1: bool,
     #[command(flatten)]
     definitions: Definitions,
     #[command(flatten)]
@@ -43,7 +49,9 @@ impl Render {
     pub fn run(self) -> Outcome {
         let (catalogue, _) = self.definitions.load()?;
         let task = catalogue.task(&self.task)?;
-        let corpus = Corpus::open(&task.definition.corpus, &self.data.data_dirs)?;
+        let task = if self.flan_v1 { task.as_flan_v1() } else { task };
+        let name = task.corpus_on_disk(&self.data.data_dirs).unwrap_or(&task.definition.corpus);
+        let corpus = Corpus::open(name, &self.data.data_dirs)?;
         let warning = task.check_corpus(&corpus.info.name, &corpus.info.features, &corpus.info.directory)?;
         report(warning.as_slice());
         let names: Vec<&str> = task.definition.templates.iter().map(|t| t.name.text.as_str()).collect();
@@ -63,21 +71,27 @@ impl Render {
                 }
             },
         };
-        let decoder = corpus.decoder(task.program.decoded_features())?;
+        let with_all_fields = if self.fields { Some(task.program_of_all_fields()?) } else { None };
+        let program = with_all_fields.as_ref().unwrap_or(&task.program);
+        let decoder = corpus.decoder(program.decoded_features())?;
         let parts = clip(corpus.resolve(&self.split, 1.0)?, &self.rows.clone().unwrap_or(0..u64::MAX));
         let problems = print_rows(&corpus, &parts, &decoder, &mut |row, datum, text, problems| {
             let failed = |failure: engine::Failure| {
                 let message = format!("a row of `{}` gives no prompt: {}", task.name(), failure.detail);
                 Diagnostic::warning(failure.reason.name(), message).at(row.place())
             };
-            let bound = match task.program.bind(datum, row.payload.len()) {
+            let bound = match program.bind(datum, row.payload.len()) {
                 Ok(Some(bound)) => bound,
                 Ok(None) => return,
                 Err(failure) => return problems.push(failed(failure)),
             };
+            if self.fields {
+                let line = json!({ "task": self.task, "split": row.split, "row": row.index, "fields": bound.fields() });
+                return text.push_str(&format!("{line}\n"));
+            }
             for &template in &templates {
                 let definition = &task.definition.templates[template];
-                match task.program.render(&bound, template) {
+                match program.render(&bound, template) {
                     Ok(prompt) if self.json => {
                         text.push_str(&self.line(row.split, row.index, definition, &prompt, &bound));
                     }

@@ -1,7 +1,8 @@
 //! A task definition: the TOML file in which a task is written down.
 //!
 //! `template-defs/<cluster>/<task>.toml` names a corpus and its splits, derives fields from its features, and lists
-//! templates over the fields. Reading it checks the form only; [`super::check`] and [`crate::task`] check the sense.
+//! templates over the fields. A file may say that its task is `like` another and give only what differs. Reading
+//! checks the form only; [`super::check`] and [`crate::task`] check the sense.
 
 use std::sync::Arc;
 
@@ -58,13 +59,17 @@ pub struct Definition {
     /// Where the data comes from.
     pub origin: String,
     pub splits: Splits,
+    /// Rows of the corpus's own splits as published, for plans that are made without it.
+    pub rows: Vec<(String, u64)>,
     pub filter: Option<Snippet>,
     pub fields: Vec<Field>,
     pub templates: Vec<TemplateDefinition>,
+    /// Where the release of FLAN v1 differs.
+    pub flan_v1: Vec<Difference>,
 }
 
 /// Sub-split expressions; a task without one of them has nothing to give for it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Splits {
     pub train: Option<Snippet>,
     pub validation: Option<Snippet>,
@@ -86,32 +91,176 @@ pub struct TemplateDefinition {
     pub targets: Snippet,
 }
 
-/// Reads a definition; the warnings come with it.
-pub fn read(source: &Arc<Source>) -> Result<(Definition, Vec<Diagnostic>), Vec<Diagnostic>> {
-    document::read(source, |table| read_definition(source, table))
+/// A known difference between a definition and what another implementation makes of the same rows.
+#[derive(Clone, Debug)]
+pub struct Difference {
+    pub part: Part,
+    /// What stands there in the other's place; `None` where its bytes cannot be had.
+    pub value: Option<Snippet>,
+    pub why: String,
 }
 
-fn read_definition(source: &Arc<Source>, table: &Table<'_>) -> Option<Definition> {
+/// The part of a definition that a difference is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    Field(String),
+    Filter,
+    /// `train`, `validation` or `test`.
+    Split(String),
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Part::Field(name) => write!(f, "field `{name}`"),
+            Part::Filter => write!(f, "the filter"),
+            Part::Split(name) => write!(f, "the {name} split"),
+        }
+    }
+}
+
+impl Definition {
+    /// The task as FLAN v1 has it, or `None` where that is the same.
+    pub fn as_flan_v1(&self) -> Option<Definition> {
+        if self.flan_v1.iter().all(|d| d.value.is_none()) {
+            return None;
+        }
+        let mut other = Definition { flan_v1: Vec::new(), ..self.clone() };
+        for difference in &self.flan_v1 {
+            let Some(value) = &difference.value else { continue };
+            match &difference.part {
+                Part::Filter => other.filter = Some(value.clone()),
+                Part::Field(name) => {
+                    if let Some(field) = other.fields.iter_mut().find(|f| &f.name == name) {
+                        field.expression = value.clone();
+                    }
+                }
+                Part::Split(name) => match name.as_str() {
+                    "train" => other.splits.train = Some(value.clone()),
+                    "validation" => other.splits.validation = Some(value.clone()),
+                    _ => other.splits.test = Some(value.clone()),
+                },
+            }
+        }
+        Some(other)
+    }
+}
+
+/// A file that has been read: a whole definition, unless it says what it is like.
+#[derive(Debug)]
+pub struct Draft {
+    source: Arc<Source>,
+    pub task: Snippet,
+    /// The task that gives what is not stated here.
+    pub like: Option<Snippet>,
+    title: Option<String>,
+    dataset: Option<String>,
+    corpus: Option<(CorpusName, Span)>,
+    cluster: Option<String>,
+    code_cluster: Option<String>,
+    licence: Option<String>,
+    origin: Option<String>,
+    splits: Option<Splits>,
+    rows: Option<Vec<(String, u64)>>,
+    filter: Option<Snippet>,
+    fields: Option<Vec<Field>>,
+    templates: Option<Vec<TemplateDefinition>>,
+    flan_v1: Option<Vec<Difference>>,
+}
+
+/// Reads a file; the warnings come with it.
+pub fn read(source: &Arc<Source>) -> Result<(Draft, Vec<Diagnostic>), Vec<Diagnostic>> {
+    document::read(source, |table| read_draft(source, table))
+}
+
+impl Draft {
+    /// The definition, with what it does not state taken from `base`; where it is like no task, reading has seen that
+    /// nothing is missing.
+    pub fn complete(self, base: Option<&Definition>) -> Option<Definition> {
+        let text = |given: Option<String>, of_base: fn(&Definition) -> &String, default: &str| {
+            given.unwrap_or_else(|| base.map_or(default, |b| of_base(b)).to_owned())
+        };
+        let (corpus, corpus_place) =
+            self.corpus.or_else(|| base.map(|b| (b.corpus.clone(), b.corpus_place.clone())))?;
+        let cluster = text(self.cluster, |b| &b.cluster, "");
+        Some(Definition {
+            title: self.title.unwrap_or_else(|| self.task.text.clone()),
+            dataset: text(self.dataset, |b| &b.dataset, &self.task.text),
+            corpus,
+            corpus_place,
+            code_cluster: text(self.code_cluster, |b| &b.code_cluster, &cluster),
+            cluster,
+            licence: text(self.licence, |b| &b.licence, ""),
+            origin: text(self.origin, |b| &b.origin, ""),
+            splits: self.splits.or_else(|| base.map(|b| b.splits.clone())).unwrap_or_default(),
+            rows: self.rows.or_else(|| base.map(|b| b.rows.clone())).unwrap_or_default(),
+            filter: self.filter.or_else(|| base?.filter.clone()),
+            fields: self.fields.or_else(|| base.map(|b| b.fields.clone())).unwrap_or_default(),
+            templates: self.templates.or_else(|| base.map(|b| b.templates.clone())).unwrap_or_default(),
+            flan_v1: self.flan_v1.or_else(|| base.map(|b| b.flan_v1.clone())).unwrap_or_default(),
+            task: self.task,
+            source: self.source,
+        })
+    }
+}
+
+fn read_draft(source: &Arc<Source>, table: &Table<'_>) -> Option<Draft> {
+    let like = table.text("like");
+    let text = |key, what: &str| if like.is_some() { table.text(key) } else { table.required_text(key, what) };
     let task = table.required_text("task", "the task's name");
-    let title = table.text("title");
-    let dataset = table.text("dataset");
-    let corpus = table.required_text("tfds", "the corpus, such as \"super_glue/rte:1.0.2\"");
-    let cluster = table.required_text("cluster", "the group of tasks that is held out together");
-    let code_cluster = table.text("code_cluster");
-    let licence = table.required_text("licence", "what the data may be used for, as far as known");
-    let origin = table.text("source");
+    let corpus = text("tfds", "the corpus, such as \"super_glue/rte:1.0.2\"");
+    let cluster = text("cluster", "the group of tasks that is held out together");
+    let licence = text("licence", "what the data may be used for, as far as known");
     let splits = table.table("splits", |t| Splits {
         train: t.text("train"),
         validation: t.text("validation"),
         test: t.text("test"),
     });
-    let filter = table.text("filter");
-    let fields = table
-        .text_entries("fields")
-        .into_iter()
-        .map(|(name, place, expression)| Field { name, place, expression })
-        .collect::<Vec<_>>();
-    let templates = table.tables("template", read_template);
+    let fields = table.has("fields").then(|| {
+        let entries = table.text_entries("fields").into_iter();
+        entries.map(|(name, place, expression)| Field { name, place, expression }).collect::<Vec<_>>()
+    });
+    let templates = table.has("template").then(|| table.tables("template", read_template));
+    check_names(table, fields.as_deref().unwrap_or_default(), templates.as_deref().unwrap_or_default());
+    let flan_v1 = table.table("compat", |t| t.tables("flan-v1", read_difference));
+    let draft = Draft {
+        source: source.clone(),
+        task: task?,
+        like: like.clone(),
+        title: table.text("title").map(|s| s.text),
+        dataset: table.text("dataset").map(|s| s.text),
+        corpus: match corpus {
+            None => None,
+            Some(name) => match CorpusName::parse(&name.text) {
+                Ok(parsed) => Some((parsed, name.whole_span())),
+                Err(diagnostic) => {
+                    table.complain(diagnostic.at(name.whole_span()));
+                    None
+                }
+            },
+        },
+        cluster: cluster.map(|s| s.text),
+        code_cluster: table.text("code_cluster").map(|s| s.text),
+        licence: licence.map(|s| s.text),
+        origin: table.text("source").map(|s| s.text),
+        splits,
+        rows: table.has("rows").then(|| table.integer_entries("rows")),
+        filter: table.text("filter"),
+        fields,
+        templates,
+        flan_v1,
+    };
+    if !is_task_name(&draft.task.text) {
+        table.complain(
+            Diagnostic::error("task-name", format!("a task cannot be called `{}`", draft.task.text))
+                .at(draft.task.whole_span())
+                .label("expected letters, digits, `_` and `-`: it becomes a directory"),
+        );
+    }
+    Some(draft)
+}
+
+fn check_names(table: &Table<'_>, fields: &[Field], templates: &[TemplateDefinition]) {
     for field in fields.iter().filter(|f| !is_identifier(&f.name) || RESERVED.contains(&f.name.as_str())) {
         table.complain(
             Diagnostic::error("field-name", format!("a field cannot be called `{}`", field.name))
@@ -132,39 +281,27 @@ fn read_definition(source: &Arc<Source>, table: &Table<'_>) -> Option<Definition
             );
         }
     }
-    let (task, corpus, cluster) = (task?, corpus?, cluster?);
-    if !is_task_name(&task.text) {
-        table.complain(
-            Diagnostic::error("task-name", format!("a task cannot be called `{}`", task.text))
-                .at(task.whole_span())
-                .label("expected letters, digits, `_` and `-`: it becomes a directory"),
-        );
-    }
-    let corpus_place = corpus.whole_span();
-    let corpus = match CorpusName::parse(&corpus.text) {
-        Ok(name) => name,
-        Err(diagnostic) => {
-            table.complain(diagnostic.at(corpus_place));
+}
+
+fn read_difference(table: &Table<'_>) -> Option<Difference> {
+    let field = table.text("field");
+    let filter = table.word("part", &["filter"]);
+    let split = table.word("split", &["train", "validation", "test"]);
+    let part = match (field, filter, split) {
+        (Some(field), None, None) => Part::Field(field.text),
+        (None, Some(_), None) => Part::Filter,
+        (None, None, Some(split)) => Part::Split(split),
+        _ => {
+            table.complain(
+                Diagnostic::error("difference", "a difference is about one part of the definition")
+                    .at(table.span())
+                    .label("expected `field = …`, `split = …` or `part = \"filter\"`"),
+            );
             return None;
         }
     };
-    let or = |given: Option<Snippet>, default: &str| given.map_or_else(|| default.to_owned(), |s| s.text);
-    Some(Definition {
-        source: source.clone(),
-        title: or(title, &task.text),
-        dataset: or(dataset, &task.text),
-        corpus,
-        corpus_place,
-        code_cluster: or(code_cluster, &cluster.text),
-        cluster: cluster.text,
-        licence: or(licence, ""),
-        origin: or(origin, ""),
-        splits: splits.unwrap_or(Splits { train: None, validation: None, test: None }),
-        filter,
-        fields,
-        templates,
-        task,
-    })
+    let why = table.required_text("why", "what the other does, and why we do not");
+    Some(Difference { part, value: table.text("value"), why: why?.text })
 }
 
 fn read_template(table: &Table<'_>) -> Option<TemplateDefinition> {

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 
-use minijinja::value::{Enumerator, Object, ObjectRepr};
+use minijinja::value::{Enumerator, Object, ObjectRepr, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Expression, Template, UndefinedBehavior, Value};
 
 use crate::diag::{Diagnostic, Span};
@@ -54,6 +54,7 @@ fn environment(class: usize) -> Environment<'static> {
     env.remove_global("debug");
     env.add_filter("ascii_lower", |text: &str| text.to_ascii_lowercase());
     env.add_filter("regex_replace", regex_replace);
+    env.add_filter("numbered", numbered);
     env
 }
 
@@ -119,6 +120,12 @@ pub struct Bound {
 }
 
 impl Bound {
+    /// The fields that have been computed, and `options_`, as JSON.
+    pub fn fields(&self) -> serde_json::Map<String, serde_json::Value> {
+        let names = self.fields.names.iter().enumerate();
+        names.filter_map(|(slot, name)| Some((name.clone(), json(&self.fields.get(slot)?)))).collect()
+    }
+
     /// The same row with another text in a field.
     pub fn with_field(&self, field: usize, text: &str) -> Bound {
         let fields = Scope::new(&self.fields.names);
@@ -183,7 +190,15 @@ impl Program {
     /// # Errors
     /// What the checker lets pass and the engine does not.
     pub fn compile(definition: &Definition, reads: &Reads) -> Result<Program, Vec<Diagnostic>> {
-        let needed = reads.needed(definition);
+        Self::compile_for(definition, reads, reads.needed(definition))
+    }
+
+    /// The same, with every field computed, whether a template reads it or not.
+    pub fn compile_all_fields(definition: &Definition, reads: &Reads) -> Result<Program, Vec<Diagnostic>> {
+        Self::compile_for(definition, reads, reads.all(definition))
+    }
+
+    fn compile_for(definition: &Definition, reads: &Reads, needed: Needed) -> Result<Program, Vec<Diagnostic>> {
         let field_names: Vec<String> = definition.fields.iter().map(|f| f.name.clone()).collect();
         let expression_names: Arc<[String]> = field_names.iter().chain(&needed.features).cloned().collect();
         let template_names: Arc<[String]> = field_names.iter().cloned().chain(["options_".to_owned()]).collect();
@@ -403,9 +418,18 @@ impl Reads {
     /// The fields and features that rendering needs. `row` stands for all features; a name that is a field above the
     /// reader means the field, otherwise the feature.
     fn needed(&self, definition: &Definition) -> Needed {
-        let mut needed = Needed { fields: BTreeSet::new(), features: self.filter.clone() };
         let mut wanted: BTreeSet<&str> = ["options", "answer"].into();
         wanted.extend(self.templates.iter().flat_map(|t| t.inputs.iter().chain(&t.targets)).map(String::as_str));
+        self.needed_for(definition, wanted)
+    }
+
+    /// Those that all fields need.
+    fn all(&self, definition: &Definition) -> Needed {
+        self.needed_for(definition, definition.fields.iter().map(|f| f.name.as_str()).collect())
+    }
+
+    fn needed_for<'n>(&'n self, definition: &'n Definition, mut wanted: BTreeSet<&'n str>) -> Needed {
+        let mut needed = Needed { fields: BTreeSet::new(), features: self.filter.clone() };
         for (i, field) in definition.fields.iter().enumerate().rev() {
             if !wanted.remove(field.name.as_str()) {
                 continue;
@@ -490,6 +514,29 @@ fn value(datum: &Datum<'_>) -> Value {
     }
 }
 
+/// A computed value as JSON; what JSON has no form for is printed as a template would print it.
+fn json(value: &Value) -> serde_json::Value {
+    match value.kind() {
+        ValueKind::None | ValueKind::Undefined => serde_json::Value::Null,
+        ValueKind::Bool => value.is_true().into(),
+        ValueKind::Number => match (i64::try_from(value.clone()), f64::try_from(value.clone())) {
+            (Ok(integer), _) if value.is_integer() => integer.into(),
+            (_, Ok(float)) => float.into(),
+            _ => value.to_string().into(),
+        },
+        ValueKind::Seq | ValueKind::Iterable => {
+            value.try_iter().map(|items| items.map(|item| json(&item)).collect()).unwrap_or_default()
+        }
+        ValueKind::Map => {
+            let names = value.try_iter().into_iter().flatten();
+            names
+                .map(|name| (name.to_string(), value.get_item(&name).map_or_else(|_| "".into(), |v| json(&v))))
+                .collect()
+        }
+        _ => value.to_string().into(),
+    }
+}
+
 /// An engine error in one line, its causes included.
 fn explain(error: &Error) -> String {
     let mut text = match error.detail() {
@@ -506,6 +553,12 @@ fn explain(error: &Error) -> String {
 
 fn engine_error(error: &Error, place: Span) -> Diagnostic {
     Diagnostic::error("template", explain(error)).at(place).label("refused by the template engine")
+}
+
+/// `numbered`: a list as lines, each with its number: `1. …`.
+fn numbered(items: &Value) -> Result<String, Error> {
+    let lines = items.try_iter()?.enumerate().map(|(i, item)| format!("{}. {item}", i + 1));
+    Ok(lines.collect::<Vec<_>>().join("\n"))
 }
 
 /// `regex_replace(pattern, with)`: replaces every match, as RE2 in TensorFlow does: `\w`, `\d`, `\s` and `\b` are

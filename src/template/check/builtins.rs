@@ -43,7 +43,7 @@ impl Wants {
     }
 }
 
-/// Filters of the engine, and ours (`ascii_lower`, `regex_replace`).
+/// Filters of the engine, and ours (`ascii_lower`, `numbered`, `regex_replace`).
 pub const FILTERS: &[(&str, Wants)] = &[
     ("abs", Wants::Number),
     ("ascii_lower", Wants::Text),
@@ -74,6 +74,7 @@ pub const FILTERS: &[(&str, Wants)] = &[
     ("map", Wants::Items),
     ("max", Wants::Items),
     ("min", Wants::Items),
+    ("numbered", Wants::List),
     ("pprint", Wants::Anything),
     ("regex_replace", Wants::Text),
     ("reject", Wants::Items),
@@ -206,7 +207,7 @@ pub fn filtered(name: &str, input: &Type) -> Type {
         "ascii_lower" => on_constants(input, |text| text.to_ascii_lowercase()),
         "string" if input.is_text() => input.clone(),
         "safe" | "escape" | "e" | "title" | "capitalize" | "replace" | "trim" | "indent" | "string" | "pprint"
-        | "format" | "tojson" | "join" | "regex_replace" => Type::Text,
+        | "format" | "tojson" | "join" | "numbered" | "regex_replace" => Type::Text,
         "length" | "count" => Type::Int,
         "bool" => Type::Bool,
         "abs" | "round" => input.clone(),
@@ -286,7 +287,9 @@ mod tests {
     fn the_lists_are_the_engine_s_own() {
         let environment = Environment::new();
         let mut filters: BTreeSet<String> = FILTERS.iter().map(|(name, _)| name.to_string()).collect();
-        assert!(filters.remove("ascii_lower") && filters.remove("regex_replace"));
+        for ours in ["ascii_lower", "numbered", "regex_replace"] {
+            assert!(filters.remove(ours));
+        }
         assert_eq!(filters, listed(&environment, "filters"));
         assert_eq!(set(TESTS), listed(&environment, "tests"));
         let mut functions = listed(&environment, "globals");
