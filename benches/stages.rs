@@ -239,7 +239,7 @@ fn writing(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, batches: &[Reco
 fn whole(group: &mut BenchmarkGroup<'_, WallTime>, input: &Input, catalogue: &Catalogue, data: &[PathBuf]) {
     for threads in [1, 2] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(16 << 20).build().unwrap();
-        let plan = match plan(recipe(input), catalogue, data) {
+        let plan = match plan(recipe(input, catalogue), catalogue, data) {
             Ok(plan) => plan,
             Err(errors) => panic!("{}", errors[0]),
         };
@@ -255,14 +255,14 @@ fn whole(group: &mut BenchmarkGroup<'_, WallTime>, input: &Input, catalogue: &Ca
     }
 }
 
-fn recipe(input: &Input) -> Recipe {
+fn recipe(input: &Input, catalogue: &Catalogue) -> Recipe {
     let tokenizer = std::env::current_dir().unwrap().join(input.tokenizer);
     let text = format!(
         "tasks = ['*']\ncap = {}\nselect = 'head'\n[tokenizer]\nfile = '{}'\n[output]\nsequence = {SEQUENCE}\n",
         input.rows.min(1 << 40),
         tokenizer.display()
     );
-    match mixture::read(&Source::new("stages", text), Path::new("")) {
+    match mixture::read(&Source::new("stages", text), Path::new(""), catalogue) {
         Ok((recipe, _)) => recipe,
         Err(errors) => panic!("{}", errors[0]),
     }

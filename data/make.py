@@ -25,14 +25,21 @@ DEFINITIONS = DATA.parent / "template-defs"
 # The splits that have more than one shard; the corpora themselves are those that have rows.
 SHARDS = {"feature_kinds": {"train": 2, "test": 2}, "gem/common_gen": {"train": 2}, "glue/sst2": {"train": 2}}
 # Corpora that no definition names, and their versions.
-UNNAMED = {"feature_kinds": "1.0.0", "multi30k_translate/de-en": "1.0.0"}
+UNNAMED = {"feature_kinds": "1.0.0"}
 # What TFDS loads when no config is named; only datasets of which that config is bundled can say so.
 DEFAULT_CONFIG = {"ai2_arc": "ARC-Challenge", "anli": "r1", "gem": "common_gen", "glue": "cola",
-                  "imdb_reviews": "plain_text", "math_dataset": "algebra__linear_1d", "multi30k_translate": "de-en",
-                  "opinion_abstracts": "rotten_tomatoes", "squad": "v1.1", "trivia_qa": "rc",
-                  "wmt16_translate": "cs-en"}
-SUPERVISED = {"aeslc": ["email_body", "subject_line"], "imdb_reviews/plain_text": ["text", "label"],
-              "math_dataset/algebra__linear_1d": ["question", "answer"], "multi30k_translate/de-en": ["de", "en"]}
+                  "imdb_reviews": "plain_text", "math_dataset": "algebra__linear_1d",
+                  "opinion_abstracts": "rotten_tomatoes", "paws_wiki": "labeled_final_tokenized", "squad": "v1.1",
+                  "trivia_qa": "rc", "wmt16_translate": "cs-en"}
+# What TFDS's builders name as the inputs and targets of `as_supervised`.
+SUPERVISED = {"aeslc": ["email_body", "subject_line"], "ag_news_subset": ["description", "label"],
+              "cnn_dailymail": ["article", "highlights"], "gigaword": ["document", "summary"],
+              "imdb_reviews/plain_text": ["text", "label"], "multi_news": ["document", "summary"],
+              "math_dataset/algebra__linear_1d": ["question", "answer"], "newsroom": ["text", "summary"],
+              "para_crawl/enda": ["en", "da"], "para_crawl/enes": ["en", "es"], "samsum": ["dialogue", "summary"],
+              "sentiment140": ["text", "polarity"], "wmt14_translate/fr-en": ["fr", "en"],
+              "xsum": ["document", "summary"], "yelp_polarity_reviews": ["text", "label"],
+              **{f"wmt16_translate/{code}-en": [code, "en"] for code in ["cs", "de", "fi", "ro", "ru", "tr"]}}
 
 
 # -- tf.train.Example and TFRecord, as bytes ------------------------------------------------------------------

@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use serde_json::json;
 
 use crate::diag::{Diagnostic, Result, Severity, listing, one};
+use crate::exemplars::Pools;
 use crate::expand::{self, Counts, Object, UNIT_ROWS, Unit};
 use crate::link::{self, Linked};
 use crate::plan::{FORMAT, Plan, Role, SplitName, corpus_identity, prompt_settings};
@@ -139,7 +140,8 @@ fn stamps(plan: &Plan<'_>) -> Result<Inputs> {
     for (t, task) in plan.tasks.iter().enumerate() {
         for (s, split) in task.splits.iter().enumerate() {
             let mut list = Vec::new();
-            for part in &split.parts {
+            let exemplars = task.exemplars.iter().flat_map(|e| &e.parts);
+            for part in split.parts.iter().chain(exemplars) {
                 for (path, size, changed) in plan.corpora[task.corpus].files(part)? {
                     list.push((path.file_name().unwrap_or_default().to_string_lossy().into_owned(), size, changed));
                 }
@@ -254,7 +256,9 @@ fn units(plan: &Plan<'_>, selections: &Selections) -> Result<Vec<Unit>> {
         let task = &plan.tasks[t];
         let split = &task.splits[s];
         let count = selection.len().div_ceil(UNIT_ROWS);
-        let identity = corpus_identity(&plan.corpora[task.corpus], &split.parts)?;
+        let corpus = &plan.corpora[task.corpus];
+        let identity = corpus_identity(corpus, &split.parts)?;
+        let exemplars = task.exemplars.as_ref().map(|e| corpus_identity(corpus, &e.parts)).transpose()?;
         let templates = crate::task::fingerprint(&task.task.definition, &task.templates);
         for i in 0..count {
             let folder = if task.role == Role::HeldOut { "eval" } else { "tasks" };
@@ -265,6 +269,7 @@ fn units(plan: &Plan<'_>, selections: &Selections) -> Result<Vec<Unit>> {
                 folder,
                 split.name.name(),
                 identity,
+                exemplars,
                 templates.to_hex().as_str(),
                 i,
                 count
@@ -292,6 +297,7 @@ fn expand_units(
 ) -> Result<(Vec<(Unit, Object)>, usize)> {
     progress.begin("expand and encode", units.iter().map(|u| u.to - u.from).sum());
     let reused = AtomicU64::new(0);
+    let pools = Pools::new(plan);
     let files = |object: &Object| vec![object.shard.clone(), object.provenance.clone()];
     let objects: Result<Vec<(Unit, Object)>> = units
         .par_iter()
@@ -303,7 +309,7 @@ fn expand_units(
                     object
                 }
                 None => {
-                    let object = expand::run(plan, unit, &selections[&(unit.task, unit.split)].0, out)?;
+                    let object = expand::run(plan, unit, &selections[&(unit.task, unit.split)].0, &pools, out)?;
                     receipts::leave(out, &unit.stem, &unit.key, stamps, &object)?;
                     object
                 }

@@ -56,6 +56,16 @@ pub fn read<T>(
     }
 }
 
+/// Lets `take` look at a document of which nothing is complained here; nothing, if it cannot be parsed.
+pub fn skim<T: Default>(source: &Arc<Source>, take: impl FnOnce(&Table<'_>) -> T) -> T {
+    let mut taken = T::default();
+    let _ = read(source, |table| {
+        taken = take(table);
+        Some(())
+    });
+    taken
+}
+
 /// A table of the document. Each key is taken once; [`Table::finish`] complains about the ones nobody took.
 pub struct Table<'t> {
     source: &'t Arc<Source>,
@@ -163,8 +173,7 @@ impl<'t> Table<'t> {
     /// A number above 0.
     pub fn positive(&self, key: &'static str) -> Option<f64> {
         let (value, range) = self.get(key)?;
-        let text = value.as_float().map(|f| f.as_str()).or(value.as_integer().map(|i| i.as_str()));
-        let number = text.and_then(|t| t.replace('_', "").parse::<f64>().ok()).filter(|n| n.is_finite() && *n > 0.0);
+        let number = number(value).filter(|n| *n > 0.0);
         if number.is_none() {
             self.wrong_type(key, "a number above 0", value, range);
         }
@@ -264,6 +273,55 @@ impl<'t> Table<'t> {
         integers
     }
 
+    /// Every key of a table of non-negative numbers, in the order of the file, with the place of the key.
+    pub fn number_entries(&self, key: &'static str) -> Vec<(String, Span, f64)> {
+        let Some((value, range)) = self.get(key) else { return Vec::new() };
+        let Some(table) = value.as_table() else {
+            self.wrong_type(key, "a table of numbers", value, range);
+            return Vec::new();
+        };
+        let mut entries: Vec<_> = table.iter().collect();
+        entries.sort_by_key(|(name, _)| name.span().start);
+        let mut numbers = Vec::new();
+        for (name, value) in entries {
+            match number(value.get_ref()).filter(|n| *n >= 0.0) {
+                Some(number) => numbers.push((name.get_ref().to_string(), self.place(name.span()), number)),
+                None => self.wrong_type(name.get_ref(), "a number of 0 or more", value.get_ref(), value.span()),
+            }
+        }
+        numbers
+    }
+
+    /// Reads every table of a table of tables, in the order of the file; `read` also gets the key and its place.
+    pub fn table_entries<T>(&self, key: &'static str, read: impl Fn(&str, Span, &Table<'_>) -> T) -> Vec<T> {
+        let Some((value, range)) = self.get(key) else { return Vec::new() };
+        let Some(table) = value.as_table() else {
+            self.wrong_type(key, "a table of tables", value, range);
+            return Vec::new();
+        };
+        let mut entries: Vec<_> = table.iter().collect();
+        entries.sort_by_key(|(name, _)| name.span().start);
+        let mut list = Vec::new();
+        for (name, value) in entries {
+            match value.get_ref() {
+                DeValue::Table(inner) => {
+                    let place = self.place(name.span());
+                    list.push(self.nested(inner, value.span(), |t| read(name.get_ref(), place, t)));
+                }
+                other => self.wrong_type(name.get_ref(), "a table", other, value.span()),
+            }
+        }
+        list
+    }
+
+    /// The keys of a table, without taking what they hold.
+    pub fn keys_of(&self, key: &'static str) -> Vec<String> {
+        let table = self.get(key).and_then(|(value, _)| value.as_table());
+        let mut entries: Vec<_> = table.into_iter().flat_map(|t| t.iter()).collect();
+        entries.sort_by_key(|(name, _)| name.span().start);
+        entries.into_iter().map(|(name, _)| name.get_ref().to_string()).collect()
+    }
+
     /// Reads a table.
     pub fn table<T>(&self, key: &'static str, read: impl FnOnce(&Table<'_>) -> T) -> Option<T> {
         let (value, range) = self.get(key)?;
@@ -319,6 +377,11 @@ impl<'t> Table<'t> {
             );
         }
     }
+}
+
+fn number(value: &DeValue<'_>) -> Option<f64> {
+    let text = value.as_float().map(|f| f.as_str()).or(value.as_integer().map(|i| i.as_str()))?;
+    text.replace('_', "").parse().ok().filter(|n: &f64| n.is_finite())
 }
 
 fn non_negative(value: &DeValue<'_>) -> Option<u64> {

@@ -3,20 +3,24 @@
 //! Each unit is a pure function of the plan: it reads its rows, renders them through their templates, encodes the
 //! prompts, and writes one Parquet file with its provenance beside it. What happened to every row is counted.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::diag::{Diagnostic, Result, Severity};
+use crate::diag::{Diagnostic, Result};
 use crate::example::ExampleId;
-use crate::mixture::{Choice, Overflow, Wrapper};
+use crate::exemplars::{Exemplars, Pools, Shot};
+use crate::mixture::{Choice, Overflow};
 use crate::plan::{Plan, PlannedSplit, PlannedTask, Role, Sources};
 use crate::seed::{Seed, Stream};
-use crate::select::{Selection, stretches};
-use crate::shard::columns::{EvalRows, Origin, OriginNames, PromptRows, ProvenanceRows};
+use crate::read::{Event, rows};
+use crate::select::Selection;
+use crate::shard::columns::{EvalRows, Origin, OriginNames, PromptRows, ProvenanceForm, ProvenanceRows};
 use crate::shard::writer::{FileInfo, Order, ShardWriter};
-use crate::template::engine::{Bound, Failure, Prompt, Reason};
+use crate::template::engine::{Bound, Failure, Reason};
+use crate::template::exemplar;
 use crate::tokenize::Encoder;
 
 /// Source rows of a unit: some 40,000 prompts with ten templates, enough to make a file worth its overhead and few
@@ -116,68 +120,6 @@ pub fn origin_names(plan: &Plan<'_>, task: &PlannedTask<'_>) -> OriginNames {
     }
 }
 
-/// What became of a row on its way to the templates.
-pub enum Event {
-    /// Records that could not be read or must not be used.
-    Bad { diagnostic: Diagnostic, records: u64 },
-    /// The filter took the row out.
-    Filtered,
-    /// A field could not be computed, or the answer is none of the options.
-    Failed { id: ExampleId, failure: Failure },
-    /// The row is ready; `place` is its index among the selected ones.
-    Row { id: ExampleId, place: u64, bound: Bound },
-}
-
-/// Reads the selected rows `from..to` of a task's split, in order, and computes their fields.
-pub fn rows(
-    sources: &Sources<'_>,
-    task: &PlannedTask<'_>,
-    split: &PlannedSplit,
-    selection: &Selection,
-    (from, to): (u64, u64),
-    mut event: impl FnMut(Event) -> Result<()>,
-) -> Result<()> {
-    let corpus = &sources.corpora[task.corpus];
-    let program = &task.task.program;
-    let decoder = corpus.decoder(program.decoded_features())?;
-    let mut damages = Vec::new();
-    for (part, position) in stretches(&split.parts, selection, from, to) {
-        let first = part.rows.start;
-        let split_index = corpus.info.splits.iter().position(|s| s.name == part.split).unwrap_or(0);
-        let place_of = |row: u64| selection.index_of(position + row - first);
-        corpus.visit(
-            &part,
-            &|row| place_of(row).is_some(),
-            &mut |row| {
-                let id = ExampleId { corpus: task.corpus as u32, split: split_index as u32, index: row.index };
-                let mut oddities = Vec::new();
-                let datum = match decoder.decode(row.payload, &mut oddities) {
-                    Ok(datum) => datum,
-                    Err(error) => return event(Event::Bad { diagnostic: row.error(error), records: 1 }),
-                };
-                // Only features that the task reads are decoded: an odd one would be in a prompt.
-                if let Some(oddity) = oddities.first() {
-                    let diagnostic = Diagnostic { severity: Severity::Error, ..row.oddity(oddity) };
-                    return event(Event::Bad { diagnostic, records: 1 });
-                }
-                event(match program.bind(&datum, row.payload.len()) {
-                    Ok(Some(bound)) => Event::Row { id, place: place_of(row.index).unwrap_or(0), bound },
-                    Ok(None) => Event::Filtered,
-                    Err(failure) => Event::Failed { id, failure },
-                })
-            },
-            &mut |damage| {
-                damages.push(damage);
-                Ok(())
-            },
-        )?;
-    }
-    for damage in damages.into_iter().filter(|d| d.diagnostic.severity == Severity::Error) {
-        event(Event::Bad { records: damage.lost, diagnostic: damage.diagnostic })?;
-    }
-    Ok(())
-}
-
 /// Draws the templates that the examples of a task go through.
 pub struct TemplateDraw {
     stream: Stream,
@@ -216,10 +158,10 @@ impl TemplateDraw {
 }
 
 /// Makes a unit's shard below `out`.
-pub fn run(plan: &Plan<'_>, unit: &Unit, selection: &Selection, out: &Path) -> Result<Object> {
+pub fn run(plan: &Plan<'_>, unit: &Unit, selection: &Selection, pools: &Pools<'_>, out: &Path) -> Result<Object> {
     let task = &plan.tasks[unit.task];
     let split = &task.splits[unit.split];
-    let mut worker = Worker::new(plan, task, split, unit, out)?;
+    let mut worker = Worker::new(plan, task, split, unit, pools.of(unit.task)?, out)?;
     let mut seen = 0;
     rows(plan, task, split, selection, (unit.from, unit.to), |event| {
         seen += if let Event::Bad { records, .. } = event { records } else { 1 };
@@ -247,6 +189,7 @@ struct Worker<'p> {
     task: &'p PlannedTask<'p>,
     split_name: &'static str,
     encoder: Encoder<'p>,
+    exemplars: Option<&'p Exemplars<'p>>,
     rows: Rows,
     provenance: ProvenanceRows,
     shard: ShardWriter,
@@ -266,6 +209,7 @@ impl<'p> Worker<'p> {
         task: &'p PlannedTask<'p>,
         split: &PlannedSplit,
         unit: &Unit,
+        exemplars: Option<&'p Exemplars<'p>>,
         out: &Path,
     ) -> Result<Self> {
         let name = task.task.name();
@@ -289,18 +233,20 @@ impl<'p> Worker<'p> {
             (Rows::Prompts(PromptRows::default()), PromptRows::schema())
         };
         let file = |suffix: &str| format!("{}{suffix}.parquet", unit.stem);
+        let form = if exemplars.is_some() { ProvenanceForm::WithExemplars } else { ProvenanceForm::Prompts };
         Ok(Worker {
             plan,
             task,
             split_name: split.name.name(),
             encoder: plan.tokenizer.encoder(),
+            exemplars,
             rows,
-            provenance: ProvenanceRows::new(origin_names(plan, task), false),
+            provenance: ProvenanceRows::new(origin_names(plan, task), form),
             shard: ShardWriter::create(out, &file(""), schema, Order::ByRow, &metadata)?,
             provenance_shard: ShardWriter::create(
                 out,
                 &file(".provenance"),
-                ProvenanceRows::schema(false),
+                ProvenanceRows::schema(form),
                 Order::ByRow,
                 &metadata,
             )?,
@@ -347,10 +293,8 @@ impl<'p> Worker<'p> {
             Ok(prompt) => prompt,
             Err(failure) => return Ok(Err(failure)),
         };
-        wrap(&mut prompt, self.plan.recipe.wrapper);
+        let shots = self.encode_inputs(&mut prompt.inputs, template, id)?;
         self.counts.text_bytes += (prompt.inputs.len() + prompt.targets.len()) as u64;
-        self.ids.clear();
-        self.encoder.encode_into(&prompt.inputs, &mut self.ids)?;
         self.targets.clear();
         self.encoder.encode_into(&prompt.targets, &mut self.targets)?;
         if self.sample_stream.at(id.index).draw(template as u64).is_multiple_of(SAMPLE) {
@@ -378,6 +322,7 @@ impl<'p> Worker<'p> {
             target_start: target_start as u32,
             length: length as u32,
         });
+        self.provenance.exemplars(shots.iter().map(|shot| (shot.id.split, shot.id.index, shot.template as u32)));
         let full = match &mut self.rows {
             Rows::Prompts(rows) => {
                 self.ids.extend_from_slice(&self.targets);
@@ -402,6 +347,35 @@ impl<'p> Worker<'p> {
             self.flush()?;
         }
         Ok(Ok(()))
+    }
+
+    /// Puts exemplars and markers around the inputs and encodes them into `ids`; gives the exemplars.
+    fn encode_inputs(&mut self, inputs: &mut String, template: usize, id: ExampleId) -> Result<Vec<&'p Shot>> {
+        let recipe = &self.plan.recipe;
+        let mut shots = Vec::new();
+        if let Some(exemplars) = self.exemplars {
+            self.ids.clear();
+            self.encoder.encode_into(inputs, &mut self.ids)?;
+            shots = exemplars.draw(id, template, self.ids.len(), &mut self.encoder)?;
+        }
+        let most = recipe.lengths.inputs - usize::from(self.plan.separator.is_some());
+        loop {
+            let texts: Vec<&exemplar::Exemplar> = shots.iter().map(|shot| &shot.text).collect();
+            let assembled = match exemplar::assemble(&texts, inputs, recipe.wrapper) {
+                Cow::Owned(text) => Some(text),
+                Cow::Borrowed(_) => None,
+            };
+            self.ids.clear();
+            self.encoder.encode_into(assembled.as_deref().unwrap_or(inputs), &mut self.ids)?;
+            // A prompt is not cut for the sake of its exemplars, except as FLAN v1 cuts: wherever the length ends.
+            if shots.is_empty() || self.ids.len() <= most || recipe.lengths.overflow == Overflow::Right {
+                if let Some(text) = assembled {
+                    *inputs = text;
+                }
+                return Ok(shots);
+            }
+            shots.pop();
+        }
     }
 
     /// Brings `ids` and `targets` to length; says whether anything was cut.
@@ -451,10 +425,11 @@ impl<'p> Worker<'p> {
             self.encoder.encode_into(&text, &mut tokens)?;
             let keep = tokens.len().saturating_sub(excess);
             cut = cut.with_field(field, &self.prefix(&text, &tokens, keep));
-            let Ok(mut prompt) = program.render(&cut, template) else { return Ok(false) };
-            wrap(&mut prompt, self.plan.recipe.wrapper);
+            let Ok(prompt) = program.render(&cut, template) else { return Ok(false) };
+            // What is too long has lost its exemplars already.
+            let inputs = exemplar::assemble(&[], &prompt.inputs, self.plan.recipe.wrapper);
             self.ids.clear();
-            self.encoder.encode_into(&prompt.inputs, &mut self.ids)?;
+            self.encoder.encode_into(&inputs, &mut self.ids)?;
             if self.ids.len() <= most {
                 return Ok(true);
             }
@@ -501,12 +476,5 @@ impl<'p> Worker<'p> {
             counts: self.counts,
             bad: self.bad,
         })
-    }
-}
-
-/// Puts the dialogue markers of FLAN v1 around the inputs (google-research/FLAN, `flan/preprocessors.py`).
-fn wrap(prompt: &mut Prompt, wrapper: Wrapper) {
-    if wrapper == Wrapper::FlanV1 {
-        prompt.inputs = format!("0 {} X 1 FLAN", prompt.inputs);
     }
 }

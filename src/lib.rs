@@ -29,11 +29,13 @@ pub mod seed;
 // Reading corpora.
 pub mod ingest;
 
-// What is written by hand: templates, definitions, recipes.
+// What is written by hand: templates, definitions, recipes. (A document's strings are snippets of `template`.)
 pub mod document;
-pub mod mixture;
-pub mod task;
 pub mod template;
+
+pub mod task;
+
+pub mod mixture;
 
 // Text to rows of ids.
 pub mod pack;
@@ -45,6 +47,10 @@ pub mod shard;
 // The phases, and the table of contents.
 pub mod plan;
 pub mod select;
+
+pub mod read;
+
+pub mod exemplars;
 
 pub mod expand;
 pub mod link;

@@ -21,11 +21,11 @@ use serde::{Deserialize, Serialize};
 use crate::compile::Progress;
 use crate::diag::{Diagnostic, Result};
 use crate::expand::{GROUP_BYTES, GROUP_ROWS, Object, Unit};
-use crate::mixture::{Profile, Size, quotas, rates};
+use crate::mixture::{Profile, Size, quotas};
 use crate::pack::pack;
 use crate::plan::{Plan, Role, SplitName};
 use crate::seed::{Seed, Stream};
-use crate::shard::columns::{MegatronRows, Origin, OriginNames, PackedRows, PromptRows, ProvenanceRows};
+use crate::shard::columns::{MegatronRows, Origin, OriginNames, PackedRows, PromptRows, ProvenanceForm, ProvenanceRows};
 use crate::shard::reader;
 use crate::shard::receipts;
 use crate::shard::writer::{FileInfo, Order, ShardWriter};
@@ -197,8 +197,7 @@ fn draw(
         *tokens.entry(source.task).or_default() += source.object.shard.tokens;
     }
     let tasks: Vec<usize> = prompts.iter().filter(|(_, n)| **n > 0).map(|(t, _)| *t).collect();
-    let counts: Vec<u64> = tasks.iter().map(|t| examples.get(t).copied().unwrap_or(0)).collect();
-    let rates = rates(&counts, plan.recipe.rate_max, plan.recipe.temperature);
+    let rates = plan.rates(&tasks.iter().map(|t| (*t, examples.get(t).copied().unwrap_or(0))).collect::<Vec<_>>());
     // The validation mixture is there to be read whole: sizes and rates are for training.
     let size = if split == SplitName::Train { plan.recipe.size } else { Size::All };
     let wanted: Vec<u64> = match size {
@@ -207,6 +206,13 @@ fn draw(
         Size::Tokens(total) => {
             let mean: f64 = tasks.iter().zip(&rates).map(|(t, rate)| rate * tokens[t] as f64 / prompts[t] as f64).sum();
             quotas((total as f64 / mean).round() as u64, &rates)
+        }
+        Size::WithoutRepeats => {
+            let drawn = tasks.iter().zip(&rates).filter(|(_, rate)| **rate > 0.0);
+            let total = drawn.map(|(t, rate)| prompts[t] as f64 / rate).fold(f64::INFINITY, f64::min);
+            let quotas = quotas(if total.is_finite() { total.floor() as u64 } else { 0 }, &rates);
+            // The largest remainder may round a task up past its last prompt.
+            tasks.iter().zip(quotas).map(|(t, quota)| quota.min(prompts[t])).collect()
         }
     };
     let all: u64 = wanted.iter().sum();
@@ -491,16 +497,17 @@ fn gather(
         Profile::Megatron => MegatronRows::schema(),
     };
     let packed = profile != Profile::Sft;
+    let form = if packed { ProvenanceForm::Packed } else { ProvenanceForm::Prompts };
     let mut output = Output {
         shard: ShardWriter::create(out, &format!("{stem}.parquet"), schema, Order::Shuffled, &metadata)?,
         provenance_shard: ShardWriter::create(
             out,
             &format!("{stem}.provenance.parquet"),
-            ProvenanceRows::schema(packed),
+            ProvenanceRows::schema(form),
             Order::Shuffled,
             &metadata,
         )?,
-        provenance: ProvenanceRows::new(names.names.clone(), packed),
+        provenance: ProvenanceRows::new(names.names.clone(), form),
         totals: Totals::default(),
         names,
         ids: Vec::new(),

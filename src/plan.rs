@@ -9,14 +9,17 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::diag::{Diagnostic, Result, listing, one};
+use crate::diag::{Diagnostic, Result, Span, listing, one};
 use crate::ingest::Corpus;
 use crate::ingest::info::CorpusName;
 use crate::ingest::splits::{self, Part};
-use crate::mixture::{Absent, Choice, Recipe, too_close};
+use crate::mixture::{
+    Absent, Choice, Compat, Instructions, Recipe, ReducedSplits, rates, reduced_splits, too_close,
+};
 use crate::shard::writer;
 use crate::storage;
 use crate::task::{Catalogue, Task, fingerprint};
+use crate::template::definition::{Kind, Splits};
 use crate::template::engine;
 use crate::template::snippet::Snippet;
 use crate::tokenize::{Control, Tokenizer};
@@ -61,6 +64,8 @@ pub struct PlannedTask<'c> {
     /// Templates of the kinds that the recipe wants, by index.
     pub templates: Vec<usize>,
     pub splits: Vec<PlannedSplit>,
+    /// Where exemplars come from, if the recipe wants any: the training rows.
+    pub exemplars: Option<PlannedSplit>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +99,15 @@ pub enum SplitName {
 }
 
 impl SplitName {
+    /// The expression that a definition or recipe has for it.
+    fn of(self, splits: &Splits) -> Option<&Snippet> {
+        match self {
+            SplitName::Train => splits.train.as_ref(),
+            SplitName::Validation => splits.validation.as_ref(),
+            SplitName::Test => splits.test.as_ref(),
+        }
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             SplitName::Train => "train",
@@ -110,23 +124,43 @@ pub struct Skipped {
     pub reason: String,
 }
 
+/// Where the numbers of rows come from.
+#[derive(Clone, Copy)]
+pub enum Data<'d> {
+    /// The headers of corpora below these directories.
+    OnDisk(&'d [PathBuf]),
+    /// The counts that definitions give: a plan of which nothing can be compiled.
+    Published,
+}
+
 /// Makes the plan. Reads headers, the tokenizer, and the sizes of shards; no record.
 pub fn plan<'c>(recipe: Recipe, catalogue: &'c Catalogue, data_dirs: &[PathBuf]) -> Result<Plan<'c>, Vec<Diagnostic>> {
-    let mut sources = sources(recipe, catalogue, data_dirs)?;
+    let mut sources = sources(recipe, catalogue, Data::OnDisk(data_dirs))?;
     let choice = &sources.recipe.tokenizer;
-    let tokenizer = Tokenizer::open(&choice.file).map_err(|d| {
-        let absent = storage::stamp(&choice.file).is_none();
-        let diagnostic = d.at(choice.place.clone());
-        vec![if absent { diagnostic.help("a relative path begins where the recipe is") } else { diagnostic }]
+    let file = tokenizer_file(&sources.recipe, data_dirs);
+    let at = |d: Diagnostic| match &choice.place {
+        Some(place) => d.at(place.clone()),
+        None => d.at(Path::new(&sources.recipe.name)),
+    };
+    let tokenizer = Tokenizer::open(&file).map_err(|d| {
+        let absent = storage::stamp(&file).is_none();
+        let help = match choice.file {
+            Some(_) => "a relative path begins where the recipe is",
+            None => "name one as `file` under [tokenizer], or make one with `flanc tokenizer train`",
+        };
+        vec![if absent { at(*d).help(help) } else { at(*d) }]
     })?;
     // The recipe's word for a token, and where it stands.
-    let named = |token: &Option<Snippet>| token.as_ref().map_or(choice.place.clone(), Snippet::whole_span);
+    let named = |token: &Option<Snippet>, d: Diagnostic| match token {
+        Some(token) => vec![d.at(token.whole_span())],
+        None => vec![at(d)],
+    };
     let text = |token: &Option<Snippet>| token.as_ref().map(|t| t.text.clone());
-    let eos = tokenizer.end_of_sequence(text(&choice.eos).as_deref()).map_err(|d| vec![d.at(named(&choice.eos))])?;
-    let pad = tokenizer.padding(text(&choice.pad).as_deref(), &eos).map_err(|d| vec![d.at(named(&choice.pad))])?;
+    let eos = tokenizer.end_of_sequence(text(&choice.eos).as_deref()).map_err(|d| named(&choice.eos, *d))?;
+    let pad = tokenizer.padding(text(&choice.pad).as_deref(), &eos).map_err(|d| named(&choice.pad, *d))?;
     let separator = match &choice.separator {
-        Some(name) => tokenizer.control(Some(&name.text), &[]).map_err(|d| vec![d.at(name.whole_span())])?,
-        None => None,
+        Some(name) => tokenizer.control(Some(&name.text), &[]).map_err(|d| named(&choice.separator, *d))?,
+        None => (sources.recipe.compat == Compat::FlanV1).then(|| eos.clone()),
     };
     sources.warnings.extend(tokenizer.warnings.iter().cloned());
     let mut plan = Plan { sources, tokenizer, eos, pad, separator, hash: String::new() };
@@ -134,29 +168,56 @@ pub fn plan<'c>(recipe: Recipe, catalogue: &'c Catalogue, data_dirs: &[PathBuf])
     Ok(plan)
 }
 
-/// Resolves the tasks of a recipe against the definitions and the corpora on disk.
+/// The tokenizer that a recipe names; else the one where the command runs, or the one beside the data.
+pub fn tokenizer_file(recipe: &Recipe, data_dirs: &[PathBuf]) -> PathBuf {
+    const FILE: &str = "tokenizer.json";
+    recipe.tokenizer.file.clone().unwrap_or_else(|| {
+        let here = PathBuf::from(FILE);
+        let beside = data_dirs.iter().map(|d| d.join(FILE)).find(|f| storage::stamp(f).is_some());
+        if storage::stamp(&here).is_some() { here } else { beside.unwrap_or(here) }
+    })
+}
+
+/// Resolves the tasks of a recipe against the definitions and the numbers of rows.
 pub fn sources<'c>(
     recipe: Recipe,
     catalogue: &'c Catalogue,
-    data_dirs: &[PathBuf],
+    data: Data<'_>,
 ) -> Result<Sources<'c>, Vec<Diagnostic>> {
     let (selected, skipped) = select_tasks(&recipe, catalogue)?;
-    let mut sources = Sources { recipe, corpora: Vec::new(), tasks: Vec::new(), skipped, warnings: Vec::new() };
-    let mut errors = Vec::new();
-    let mut opened: BTreeMap<CorpusName, usize> = BTreeMap::new();
-    for (task, role) in selected {
-        match plan_task(&mut sources, task, role, data_dirs, &mut opened) {
-            Ok(Some(planned)) => sources.tasks.push(planned),
-            Ok(None) => {}
-            Err(diagnostics) => errors.extend(diagnostics),
+    let mut planner = Planner {
+        data,
+        reduced: Vec::new(),
+        sources: Sources { recipe, corpora: Vec::new(), tasks: Vec::new(), skipped, warnings: Vec::new() },
+        opened: BTreeMap::new(),
+        held_out: Vec::new(),
+    };
+    if let Data::OnDisk(data_dirs) = data {
+        for directory in data_dirs {
+            if let Some(reduced) = reduced_splits(directory)? {
+                planner.reduced.push((directory.clone(), reduced));
+            }
         }
     }
+    let mut errors = Vec::new();
+    // What is held out comes first: no row of it may be in training.
+    for wanted in [Role::HeldOut, Role::Trained] {
+        for (task, _) in selected.iter().filter(|(_, role)| *role == wanted) {
+            match planner.task(task, wanted) {
+                Ok(Some(planned)) => planner.sources.tasks.push(planned),
+                Ok(None) => {}
+                Err(diagnostics) => errors.extend(diagnostics),
+            }
+        }
+    }
+    let mut sources = planner.sources;
+    sources.tasks.sort_by(|a, b| a.task.name().cmp(b.task.name()));
     if !errors.is_empty() {
         return Err(errors);
     }
     if !sources.tasks.iter().any(|t| t.role == Role::Trained && t.has(SplitName::Train)) {
         let mut nothing = Diagnostic::error("nothing-to-train-on", "no task of the recipe has training rows")
-            .at(Path::new(&sources.recipe.source.name))
+            .at(Path::new(&sources.recipe.name))
             .help("check `tasks`, `hold_out`, `kinds` and --data-dir");
         for task in sources.tasks.iter().take(10) {
             let why = if task.role == Role::HeldOut { "it is held out" } else { "its definition has no `train` split" };
@@ -168,6 +229,23 @@ pub fn sources<'c>(
         return Err(vec![nothing]);
     }
     Ok(sources)
+}
+
+impl Sources<'_> {
+    /// The rates of the tasks that are trained on, given how many examples each has: min(n, rate_max) or the weight that
+    /// the recipe states.
+    pub fn rates(&self, examples: &[(usize, u64)]) -> Vec<f64> {
+        let recipe = &self.recipe;
+        let weights: Vec<f64> = examples
+            .iter()
+            .map(|&(task, n)| {
+                let d = &self.tasks[task].task.definition;
+                let stated = recipe.weight(&d.task.text, &d.cluster, &d.code_cluster);
+                if n == 0 { 0.0 } else { stated.unwrap_or(n.min(recipe.rate_max) as f64) }
+            })
+            .collect();
+        rates(&weights, recipe.temperature)
+    }
 }
 
 impl PlannedTask<'_> {
@@ -199,7 +277,7 @@ fn select_tasks<'c>(recipe: &Recipe, catalogue: &'c Catalogue) -> Result<Selecte
         };
         let matched = matching(catalogue, name);
         if matched.is_empty() {
-            errors.push(unknown_selector(catalogue, selector, name));
+            errors.push(unknown(catalogue, selector.whole_span(), name));
         }
         for task in matched {
             if negated {
@@ -209,12 +287,22 @@ fn select_tasks<'c>(recipe: &Recipe, catalogue: &'c Catalogue) -> Result<Selecte
             };
         }
     }
+    for name in recipe.splits.keys().filter(|name| catalogue.tasks.iter().all(|t| t.name() != name.as_str())) {
+        errors.push(
+            Diagnostic::error("unknown-task", format!("`[splits]` names `{name}`, which is no task"))
+                .at(Path::new(&recipe.name))
+                .did_you_mean(name, catalogue.tasks.iter().map(Task::name)),
+        );
+    }
+    for (name, place, _) in recipe.weights.iter().filter(|(name, _, _)| matching(catalogue, name).is_empty()) {
+        errors.push(unknown(catalogue, place.clone(), name));
+    }
     let mut held_out = BTreeSet::new();
     let mut close = BTreeSet::new();
     for selector in &recipe.hold_out {
         let matched = matching(catalogue, &selector.text);
         if matched.is_empty() {
-            let unknown = unknown_selector(catalogue, selector, &selector.text);
+            let unknown = unknown(catalogue, selector.whole_span(), &selector.text);
             errors.push(match selector.text.starts_with('!') {
                 true => unknown.help("`!` leaves out of `tasks`; `hold_out` lists what is held out, and nothing else"),
                 false => unknown,
@@ -232,10 +320,13 @@ fn select_tasks<'c>(recipe: &Recipe, catalogue: &'c Catalogue) -> Result<Selecte
         if held_out.contains(task.name()) {
             selected.push((task, Role::HeldOut));
         } else if !chosen.contains(task.name()) {
-        } else if close.contains(task.definition.cluster.as_str()) {
-            skip(format!("its cluster, {}, is too close to what is held out", task.definition.cluster));
-        } else if let Some(other) = shares_rows(task, catalogue, &held_out) {
-            skip(format!("its rows are those of `{}`, which is held out", other.name()));
+        } else if let Some(cluster) = [&task.definition.cluster, &task.definition.code_cluster]
+            .into_iter()
+            .find(|c| close.contains(c.as_str()))
+        {
+            skip(format!("its cluster, {cluster}, is too close to what is held out"));
+        } else if let Some(other) = same_dataset(task, catalogue, &held_out) {
+            skip(format!("it is the same dataset as `{}`, which is held out", other.name()));
         } else {
             selected.push((task, Role::Trained));
         }
@@ -243,12 +334,13 @@ fn select_tasks<'c>(recipe: &Recipe, catalogue: &'c Catalogue) -> Result<Selecte
     Ok((selected, skipped))
 }
 
-/// The held-out task whose corpus a task reads: its rows would be seen in training.
-fn shares_rows<'c>(task: &Task, catalogue: &'c Catalogue, held_out: &BTreeSet<&str>) -> Option<&'c Task> {
-    catalogue
-        .tasks
-        .iter()
-        .find(|other| held_out.contains(other.name()) && other.definition.corpus == task.definition.corpus)
+/// The held-out task that is, in another corpus, the same dataset: SQuAD 1.1 and 2.0 share their texts.
+fn same_dataset<'c>(task: &Task, catalogue: &'c Catalogue, held_out: &BTreeSet<&str>) -> Option<&'c Task> {
+    catalogue.tasks.iter().find(|other| {
+        held_out.contains(other.name())
+            && other.definition.dataset == task.definition.dataset
+            && other.definition.corpus != task.definition.corpus
+    })
 }
 
 fn matching<'c>(catalogue: &'c Catalogue, selector: &str) -> Vec<&'c Task> {
@@ -261,109 +353,203 @@ fn matching<'c>(catalogue: &'c Catalogue, selector: &str) -> Vec<&'c Task> {
     catalogue.tasks.iter().filter(matches).collect()
 }
 
-fn unknown_selector(catalogue: &Catalogue, selector: &Snippet, name: &str) -> Diagnostic {
+fn unknown(catalogue: &Catalogue, place: Span, name: &str) -> Diagnostic {
     let clusters: BTreeSet<&str> = catalogue.tasks.iter().map(|t| t.definition.cluster.as_str()).collect();
     let names = clusters.iter().copied().chain(catalogue.tasks.iter().map(Task::name));
     Diagnostic::error("unknown-task", format!("`{name}` is no task and no cluster"))
-        .at(selector.whole_span())
+        .at(place)
         .label("not known")
         .did_you_mean(name.trim_start_matches('!'), names)
         .note("note", format!("clusters: {}; `flanc tasks` lists the tasks", listing(clusters)))
 }
 
-fn plan_task<'c>(
-    sources: &mut Sources<'c>,
-    task: &'c Task,
-    role: Role,
-    data_dirs: &[PathBuf],
-    opened: &mut BTreeMap<CorpusName, usize>,
-) -> Result<Option<PlannedTask<'c>>, Vec<Diagnostic>> {
-    let definition = &task.definition;
-    let skip = sources.recipe.absent == Absent::Skip;
-    let name = match task.corpus_on_disk(data_dirs) {
-        Some(name) => name,
-        None if skip => {
-            let reason = format!("no corpus `{}` on disk", definition.corpus);
-            sources.skipped.push(Skipped { task: task.name().to_owned(), split: None, reason });
+/// What planning the tasks one after the other needs.
+struct Planner<'c, 'd> {
+    data: Data<'d>,
+    /// By data directory: how splits are taken from what is only a part of the corpora.
+    reduced: Vec<(PathBuf, ReducedSplits)>,
+    sources: Sources<'c>,
+    opened: BTreeMap<CorpusName, usize>,
+    /// Every row of the tasks that are held out, training rows and all, by corpus.
+    held_out: Vec<(&'c str, usize, Part)>,
+}
+
+impl<'c> Planner<'c, '_> {
+    fn skip(&mut self, task: &Task, split: Option<SplitName>, reason: String) {
+        self.sources.skipped.push(Skipped { task: task.name().to_owned(), split, reason });
+    }
+
+    /// `Ok(None)`: the task is skipped, which has been noted.
+    fn task(&mut self, task: &'c Task, role: Role) -> Result<Option<PlannedTask<'c>>, Vec<Diagnostic>> {
+        let recipe = &self.sources.recipe;
+        let task = if recipe.compat == Compat::FlanV1 { task.as_flan_v1() } else { task };
+        let instructions = if role == Role::Trained { recipe.instructions } else { recipe.eval_instructions };
+        let task = match instructions {
+            Instructions::Templates => task,
+            Instructions::None => task.without_instructions()?,
+            Instructions::DatasetName => task.with_dataset_name()?,
+        };
+        let Some(corpus) = self.corpus(task)? else { return Ok(None) };
+        let wanted: &[SplitName] = match role {
+            Role::Trained => &[SplitName::Train, SplitName::Validation],
+            Role::HeldOut => &[SplitName::Test],
+        };
+        let mut splits = Vec::new();
+        let mut errors = Vec::new();
+        for &name in wanted {
+            match self.split(task, corpus, name) {
+                Ok(split) => splits.extend(split),
+                Err(error) => errors.push(error),
+            }
+        }
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        if role == Role::HeldOut {
+            if task.definition.splits.test.is_none() {
+                let reason = "it is held out, and its definition has no `test` split to evaluate on".to_owned();
+                self.skip(task, Some(SplitName::Test), reason);
+            }
+            for name in [SplitName::Train, SplitName::Validation, SplitName::Test] {
+                let parts = self.split(task, corpus, name).ok().flatten().map_or(Vec::new(), |s| s.parts);
+                self.held_out.extend(parts.into_iter().map(|part| (task.name(), corpus, part)));
+            }
+        } else if let Some(other) = self.held_out_with_rows_of(corpus, &splits) {
+            self.skip(task, None, format!("its rows are those of `{other}`, which is held out"));
             return Ok(None);
         }
-        None => &definition.corpus, // opening it says what is wrong
-    };
-    let corpus = match opened.get(name) {
-        Some(&index) => index,
-        None => {
-            let corpus = Corpus::open(name, data_dirs).map_err(one)?;
-            sources.warnings.extend(corpus.info.warnings.iter().cloned());
-            if definition.corpus.version.is_some() && definition.corpus.version != corpus.info.name.version {
-                sources.warnings.push(
-                    Diagnostic::warning(
-                        "other-version",
-                        format!("`{}` is used in place of `{}`", corpus.info.name, definition.corpus),
-                    )
-                    .at(&corpus.info.directory)
-                    .help("its features are known; its rows may differ"),
-                );
-            }
-            sources.corpora.push(corpus);
-            opened.insert(name.clone(), sources.corpora.len() - 1);
-            sources.corpora.len() - 1
+        if role == Role::Trained && splits.is_empty() {
+            self.skip(task, None, "its definition has no rows to train on".to_owned());
+            return Ok(None);
         }
-    };
-    let info = &sources.corpora[corpus].info;
-    sources.warnings.extend(task.check_corpus(&info.name, &info.features, &info.directory).map_err(one)?);
-    let wanted: &[(SplitName, &Option<Snippet>)] = match role {
-        Role::Trained => {
-            &[(SplitName::Train, &definition.splits.train), (SplitName::Validation, &definition.splits.validation)]
+        let recipe = &self.sources.recipe;
+        let mut templates: Vec<usize> = (0..task.definition.templates.len())
+            .filter(|&i| {
+                let kind = task.definition.templates[i].kind;
+                // A turned-around template does not ask for what is evaluated.
+                recipe.kinds.contains(&kind) && (role == Role::Trained || kind == Kind::Original)
+            })
+            .collect();
+        if let Some(limit) = recipe.template_limit.filter(|_| role == Role::Trained) {
+            templates.truncate(limit as usize);
         }
-        Role::HeldOut => &[(SplitName::Test, &definition.splits.test)],
-    };
-    let mut planned_splits = Vec::new();
-    let mut errors = Vec::new();
-    for (name, expression) in wanted {
-        let Some(expression) = expression else {
-            if role == Role::HeldOut {
-                let reason = "it is held out, and its definition has no `test` split to evaluate on".to_owned();
-                sources.skipped.push(Skipped { task: task.name().to_owned(), split: Some(*name), reason });
+        if templates.is_empty() {
+            self.skip(task, None, "it has no template of the kinds that the recipe wants".to_owned());
+            return Ok(None);
+        }
+        let mut exemplars = None;
+        if recipe.shots > 0 {
+            exemplars = self.split(task, corpus, SplitName::Train).map_err(|e| vec![e])?.filter(|s| s.rows > 0);
+            if exemplars.is_none() {
+                self.skip(task, None, "it has no training rows to take exemplars from".to_owned());
+                return Ok(None);
             }
-            continue;
+        }
+        Ok(Some(PlannedTask { task, corpus, role, templates, splits, exemplars }))
+    }
+
+    /// The task's corpus among those that are open.
+    fn corpus(&mut self, task: &Task) -> Result<Option<usize>, Vec<Diagnostic>> {
+        let definition = &task.definition;
+        let name = match self.data {
+            Data::OnDisk(data_dirs) => match task.corpus_on_disk(data_dirs) {
+                Some(name) => name,
+                None if self.sources.recipe.absent == Absent::Skip => {
+                    self.skip(task, None, format!("no corpus `{}` on disk", definition.corpus));
+                    return Ok(None);
+                }
+                None => &definition.corpus, // opening it says what is wrong
+            },
+            Data::Published => &definition.corpus,
         };
-        if skip
+        if let Some(&index) = self.opened.get(name) {
+            self.check(task, index)?;
+            return Ok(Some(index));
+        }
+        let corpus = match self.data {
+            Data::OnDisk(data_dirs) => Corpus::open(name, data_dirs).map_err(one)?,
+            Data::Published if definition.rows.is_empty() => {
+                let missing = Diagnostic::error("rows", format!("how many rows `{name}` has is not known"))
+                    .at(definition.corpus_place.clone())
+                    .help("name a --data-dir, or add `rows = { train = … }` to the definition");
+                return Err(vec![missing]);
+            }
+            Data::Published => Corpus::published(name, &definition.rows),
+        };
+        self.sources.warnings.extend(corpus.info.warnings.iter().cloned());
+        if definition.corpus.version.is_some() && definition.corpus.version != corpus.info.name.version {
+            let message = format!("`{}` is used in place of `{}`", corpus.info.name, definition.corpus);
+            let warning = Diagnostic::warning("other-version", message).at(&corpus.info.directory);
+            self.sources.warnings.push(warning.help("its features are known; its rows may differ"));
+        }
+        self.sources.corpora.push(corpus);
+        let index = self.sources.corpora.len() - 1;
+        self.opened.insert(name.clone(), index);
+        self.check(task, index)?;
+        Ok(Some(index))
+    }
+
+    /// Whether the corpus has the features that the task was written for.
+    fn check(&mut self, task: &Task, corpus: usize) -> Result<(), Vec<Diagnostic>> {
+        if let Data::OnDisk(_) = self.data {
+            let info = &self.sources.corpora[corpus].info;
+            let warning = task.check_corpus(&info.name, &info.features, &info.directory).map_err(one)?;
+            self.sources.warnings.extend(warning);
+        }
+        Ok(())
+    }
+
+    /// The rows of a split, as the recipe, the data or the definition has it; `None` where there is no such split.
+    fn split(
+        &mut self,
+        task: &Task,
+        corpus: usize,
+        name: SplitName,
+    ) -> Result<Option<PlannedSplit>, Diagnostic> {
+        let opened = &self.sources.corpora[corpus];
+        let reduced = self.reduced.iter().find(|(dir, _)| opened.info.directory.starts_with(dir)).map(|(_, r)| r);
+        let recipe = &self.sources.recipe;
+        let stated = recipe.splits.get(task.name()).and_then(|s| name.of(s));
+        let stated = stated.or_else(|| name.of(reduced?.splits.get(task.name())?));
+        let scale = recipe.split_scale.or(reduced.and_then(|r| r.scale)).unwrap_or(1.0);
+        let (expression, scale) = match (stated, name.of(&task.definition.splits)) {
+            (Some(stated), _) => (stated.clone(), 1.0),
+            (None, Some(defined)) => (defined.clone(), scale),
+            (None, None) => return Ok(None),
+        };
+        if recipe.absent == Absent::Skip
             && let Some(absent) =
-                splits::names(&expression.text).find(|n| *n != "all" && sources.corpora[corpus].split(n).is_none())
+                splits::names(&expression.text).find(|n| *n != "all" && opened.split(n).is_none())
         {
             let reason = format!("the corpus has no split `{absent}`");
-            sources.skipped.push(Skipped { task: task.name().to_owned(), split: Some(*name), reason });
-            continue;
+            self.skip(task, Some(name), reason);
+            return Ok(None);
         }
-        match sources.corpora[corpus].resolve(&expression.text, sources.recipe.split_scale) {
+        match opened.resolve(&expression.text, scale) {
             Ok(parts) => {
                 let rows = parts.iter().map(|p| p.rows.end - p.rows.start).sum();
-                planned_splits.push(PlannedSplit { name: *name, parts, rows });
+                Ok(Some(PlannedSplit { name, parts, rows }))
             }
-            Err(diagnostic) => errors.push(
-                diagnostic
-                    .at(expression.whole_span())
-                    .label(format!("the {} rows of task `{}`", name.name(), task.name()))
-                    .note("corpus", sources.corpora[corpus].info.directory.display().to_string()),
-            ),
+            Err(diagnostic) => Err(diagnostic
+                .at(expression.whole_span())
+                .label(format!("the {} rows of task `{}`", name.name(), task.name()))
+                .note("corpus", opened.info.directory.display().to_string())),
         }
     }
-    if !errors.is_empty() {
-        return Err(errors);
-    }
-    let templates: Vec<usize> = (0..definition.templates.len())
-        .filter(|&i| sources.recipe.kinds.contains(&definition.templates[i].kind))
-        // A turned-around template does not ask for what is evaluated.
-        .filter(|&i| {
-            role == Role::Trained || definition.templates[i].kind == crate::template::definition::Kind::Original
+
+    /// A held-out task that has one of these rows.
+    fn held_out_with_rows_of(&self, corpus: usize, splits: &[PlannedSplit]) -> Option<&'c str> {
+        let mut parts = splits.iter().flat_map(|s| &s.parts);
+        parts.find_map(|part| {
+            let shared = self.held_out.iter().find(|(_, other, held)| {
+                *other == corpus
+                    && held.split == part.split
+                    && held.rows.start < part.rows.end
+                    && part.rows.start < held.rows.end
+            });
+            shared.map(|(task, _, _)| *task)
         })
-        .collect();
-    if templates.is_empty() {
-        let reason = "it has no template of the kinds that the recipe wants".to_owned();
-        sources.skipped.push(Skipped { task: task.name().to_owned(), split: None, reason });
-        return Ok(None);
     }
-    Ok(Some(PlannedTask { task, corpus, role, templates, splits: planned_splits }))
 }
 
 /// What a split's rows are read from, as far as it can be told without reading them.
@@ -390,6 +576,8 @@ pub fn prompt_settings(plan: &Plan<'_>) -> Value {
         "seed": r.seed,
         "cap": r.cap, "select": r.select, "filters": r.filters,
         "templates": r.templates,
+        "compat": r.compat,
+        "exemplars": [json!(r.shots), json!(r.exemplar_templates), json!(r.exemplar_tokens)],
         "wrapper": r.wrapper,
         "lengths": r.lengths,
         "tokenizer": plan.tokenizer.hash(),

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use crate::diag::Result;
 use crate::ingest::Corpus;
 use crate::ingest::splits::Part;
-use crate::mixture::{Choice, Filters, Select};
+use crate::mixture::{Choice, Compat, Filters, Select};
 use crate::plan::{PlannedSplit, PlannedTask, Role, Sources};
 use crate::seed::Seed;
 
@@ -71,16 +71,43 @@ pub fn select(sources: &Sources<'_>, task: &PlannedTask<'_>, split: &PlannedSpli
     if read_after {
         let kept = filter(corpus, task, split, &selection)?;
         let dropped = selection.len() - kept.len() as u64;
-        return Ok((Selection::Some(kept), dropped));
+        return Ok((without_remainder(sources, task, Selection::Some(kept)), dropped));
     }
-    Ok((selection, 0))
+    Ok((without_remainder(sources, task, selection), 0))
+}
+
+/// FLAN v1 takes rows in batches of as many as there are templates, and drops the last batch if it is not full
+/// (`flan/preprocessors.py`, `batch_apply`-like mapping over `batch(n, drop_remainder=True)`).
+fn without_remainder(sources: &Sources<'_>, task: &PlannedTask<'_>, selection: Selection) -> Selection {
+    let recipe = &sources.recipe;
+    if recipe.compat != Compat::FlanV1 || recipe.templates != Choice::RoundRobin || task.role == Role::HeldOut {
+        return selection;
+    }
+    let whole = selection.len() - selection.len() % task.templates.len() as u64;
+    match selection {
+        Selection::All(_) => Selection::All(whole),
+        Selection::Some(mut rows) => {
+            rows.truncate(whole as usize);
+            Selection::Some(rows)
+        }
+    }
 }
 
 /// Applies the cap to all positions, or to the given ones. It is a cap on what is trained on: an evaluation takes all.
 fn cap(sources: &Sources<'_>, task: &PlannedTask<'_>, split: &PlannedSplit, kept: Option<Vec<u64>>) -> Selection {
+    let cap = sources.recipe.cap.filter(|_| task.role == Role::Trained).unwrap_or(u64::MAX);
+    smallest_keys(sources, task, split, cap, kept)
+}
+
+fn smallest_keys(
+    sources: &Sources<'_>,
+    task: &PlannedTask<'_>,
+    split: &PlannedSplit,
+    cap: u64,
+    kept: Option<Vec<u64>>,
+) -> Selection {
     let corpus = &sources.corpora[task.corpus];
     let available = kept.as_ref().map_or(split.rows, |k| k.len() as u64);
-    let cap = sources.recipe.cap.filter(|_| task.role == Role::Trained).unwrap_or(u64::MAX);
     if available <= cap {
         return kept.map_or(Selection::All(split.rows), Selection::Some);
     }
@@ -112,6 +139,11 @@ fn cap(sources: &Sources<'_>, task: &PlannedTask<'_>, split: &PlannedSplit, kept
     let mut rows: Vec<u64> = smallest.into_iter().map(|(_, position)| position).collect();
     rows.sort_unstable();
     Selection::Some(rows)
+}
+
+/// The first rows of a split in the order in which the cap takes them, at most `count`.
+pub fn first_keys(sources: &Sources<'_>, task: &PlannedTask<'_>, split: &PlannedSplit, count: u64) -> Selection {
+    smallest_keys(sources, task, split, count, None)
 }
 
 /// The key of each row under the cap: a hash of corpus, split and index.

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rust_embed::Embed;
 
@@ -13,8 +14,9 @@ use crate::ingest::info::{self, CorpusName};
 use crate::schema::{Dtype, Feature};
 use crate::storage;
 use crate::template::check;
-use crate::template::definition::{self, Definition, Draft, Part};
+use crate::template::definition::{self, Definition, Draft, Kind, Part, TemplateDefinition};
 use crate::template::engine::{self, Program, Reads, TemplateReads};
+use crate::template::snippet::Snippet;
 use crate::template::types::Type;
 
 #[derive(Embed)]
@@ -80,6 +82,9 @@ pub struct Task {
     pub program: Program,
     /// The task as FLAN v1 has it, where that differs.
     flan_v1: Option<Box<Task>>,
+    /// The task with one template that tells the model nothing, or no more than a name; made when it is asked for.
+    plain: OnceLock<Box<Task>>,
+    named: OnceLock<Box<Task>>,
 }
 
 /// All tasks, by name.
@@ -192,7 +197,7 @@ impl Task {
         let mut diagnostics = Vec::new();
         let (schema, corpora) = read_schema(&definition, schemas).map_err(|d| vec![*d])?;
         check_differences(&definition, &mut diagnostics);
-        let reads = check_definition(&definition, &schema, &mut diagnostics);
+        let reads = check_definition(&definition, &schema, &mut diagnostics).reads;
         if diagnostics.iter().any(|d| d.severity == Severity::Error) {
             return Err(diagnostics);
         }
@@ -200,22 +205,74 @@ impl Task {
         let flan_v1 = match definition.as_flan_v1() {
             None => None,
             Some(other) => {
-                let reads = check_definition(&other, &schema, &mut diagnostics);
+                let reads = check_definition(&other, &schema, &mut diagnostics).reads;
                 if diagnostics.iter().any(|d| d.severity == Severity::Error) {
                     return Err(diagnostics);
                 }
                 let program = Program::compile(&other, &reads)?;
-                let task = Task {
-                    definition: other,
-                    schema: schema.clone(),
-                    corpora: corpora.clone(),
-                    program,
-                    flan_v1: None,
-                };
-                Some(Box::new(task))
+                Some(Box::new(Task::of(other, schema.clone(), corpora.clone(), program)))
             }
         };
-        Ok((Task { definition, schema, corpora, program, flan_v1 }, diagnostics))
+        Ok((Task { flan_v1, ..Task::of(definition, schema, corpora, program) }, diagnostics))
+    }
+
+    fn of(definition: Definition, schema: Feature, corpora: Vec<CorpusName>, program: Program) -> Task {
+        let (plain, named) = (OnceLock::new(), OnceLock::new());
+        Task { definition, schema, corpora, program, flan_v1: None, plain, named }
+    }
+
+    /// The task without instructions: the fields that its first original template reads, a line each, and that
+    /// template's targets (arXiv 2109.01652, section 4.3, "no template").
+    pub fn without_instructions(&self) -> Result<&Task, Vec<Diagnostic>> {
+        self.derived(&self.plain, "no-template", "")
+    }
+
+    /// The same after the names of cluster and dataset: `[Sentiment: SST-2]` ("dataset name").
+    pub fn with_dataset_name(&self) -> Result<&Task, Vec<Diagnostic>> {
+        let cluster = self.definition.cluster.replace('-', " ");
+        let mut characters = cluster.chars();
+        let capital: String = characters.next().into_iter().flat_map(char::to_uppercase).collect();
+        let name = format!("[{capital}{}: {}] ", characters.as_str(), self.definition.title);
+        self.derived(&self.named, "dataset-name", &name)
+    }
+
+    fn derived<'t>(
+        &self,
+        made: &'t OnceLock<Box<Task>>,
+        name: &str,
+        before: &str,
+    ) -> Result<&'t Task, Vec<Diagnostic>> {
+        if let Some(task) = made.get() {
+            return Ok(task);
+        }
+        let mut diagnostics = Vec::new();
+        let checked = check_definition(&self.definition, &self.schema, &mut diagnostics);
+        let mut templates = self.definition.templates.iter().zip(&checked.reads.templates);
+        let first = templates.clone().find(|(template, _)| template.kind == Kind::Original).or(templates.next());
+        let Some((first, reads)) = first else { return Err(diagnostics) };
+        let fields = self.definition.fields.iter().zip(&checked.fields);
+        let lines: Vec<String> = fields
+            .filter(|(f, _)| reads.inputs.contains(&f.name) && !matches!(f.name.as_str(), "options" | "answer"))
+            .map(|(f, ty)| match ty {
+                Type::List(_) | Type::Tuple(_) => format!("{{{{ {} | join('\n') }}}}", f.name),
+                _ => format!("{{{{ {} }}}}", f.name),
+            })
+            .collect();
+        let inputs = format!("{before}{}", lines.join("\n"));
+        let template = TemplateDefinition {
+            name: Snippet::whole("name", name),
+            kind: Kind::Original,
+            inputs: Snippet::whole(&format!("{}, {name}", self.definition.source.name), &inputs),
+            targets: first.targets.clone(),
+        };
+        let definition = Definition { templates: vec![template], ..self.definition.clone() };
+        let checked = check_definition(&definition, &self.schema, &mut diagnostics);
+        if diagnostics.iter().any(|d| d.severity == Severity::Error) {
+            return Err(diagnostics);
+        }
+        let program = Program::compile(&definition, &checked.reads)?;
+        let task = Task::of(definition, self.schema.clone(), self.corpora.clone(), program);
+        Ok(made.get_or_init(|| Box::new(task)))
     }
 
     /// The task as FLAN v1 has it.
@@ -229,7 +286,7 @@ impl Task {
 
     /// The program with every field, for those who want to look at them.
     pub fn program_of_all_fields(&self) -> Result<Program, Vec<Diagnostic>> {
-        let reads = check_definition(&self.definition, &self.schema, &mut Vec::new());
+        let reads = check_definition(&self.definition, &self.schema, &mut Vec::new()).reads;
         Program::compile_all_fields(&self.definition, &reads)
     }
 
@@ -342,8 +399,16 @@ fn read_schema(definition: &Definition, schemas: &Folder) -> Result<(Feature, Ve
     Ok((feature, corpora))
 }
 
-/// Checks a definition against its corpus's features; returns what its parts read.
-fn check_definition(definition: &Definition, schema: &Feature, diagnostics: &mut Vec<Diagnostic>) -> Reads {
+/// What is known of a definition once it has been checked.
+struct Checked {
+    /// What its parts read.
+    reads: Reads,
+    /// The type of each field.
+    fields: Vec<Type>,
+}
+
+/// Checks a definition against its corpus's features.
+fn check_definition(definition: &Definition, schema: &Feature, diagnostics: &mut Vec<Diagnostic>) -> Checked {
     let features: Vec<(String, Type)> = schema.fields().iter().map(|(n, f)| (n.clone(), type_of(f))).collect();
     let mut expression_scope = features.clone();
     expression_scope.push(("row".to_owned(), Type::Struct(features)));
@@ -428,7 +493,8 @@ fn check_definition(definition: &Definition, schema: &Feature, diagnostics: &mut
                 .label("expected at least one [[template]]"),
         );
     }
-    reads
+    let fields = template_scope.into_iter().map(|(_, ty)| ty).take(definition.fields.len()).collect();
+    Checked { reads, fields }
 }
 
 /// A label of -1 stands for "unknown", and as an index for the last option: such rows have to be filtered out.

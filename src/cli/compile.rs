@@ -8,14 +8,12 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{DataDirs, Definitions, Failure, Outcome, print, report};
+use super::{DataDirs, Definitions, Outcome, print, report};
 use crate::compile::{self, Compiled, Progress};
-use crate::diag::{Diagnostic, Result, Source, listing};
-use crate::mixture::{self, Recipe};
+use crate::diag::Diagnostic;
+use crate::mixture;
 use crate::plan::plan;
 use crate::shard::manifest::Manifest;
-use crate::storage;
-use crate::task::Catalogue;
 use crate::template::engine::STACK_BYTES;
 
 /// Compile a recipe: read, expand, tokenize, mix, pack, write
@@ -25,7 +23,7 @@ use crate::template::engine::STACK_BYTES;
 #[derive(Args)]
 #[command(after_help = "Example:\n  flanc compile recipe.toml --data-dir ~/tensorflow_datasets --out out")]
 pub struct Compile {
-    /// Recipe: a file, or the name of a bundled one
+    /// Recipe: a file or the name of a bundled one, see `flanc recipe list`; with `:VARIANT` where it holds several
     recipe: Option<String>,
     /// Directory for shards and manifest
     #[arg(long)]
@@ -53,7 +51,8 @@ impl Compile {
         let began = Instant::now();
         let (catalogue, warnings) = self.definitions.load()?;
         report(&warnings);
-        let recipe = read_recipe(self.recipe.as_deref().unwrap_or(SAMPLE), &catalogue)?;
+        let (recipe, warnings) = mixture::find(self.recipe.as_deref().unwrap_or(SAMPLE), &catalogue)?;
+        report(&warnings);
         let threads = self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).stack_size(STACK_BYTES).build();
         let pool =
@@ -92,27 +91,6 @@ impl Compile {
             }
         }
     }
-}
-
-/// Reads a recipe from a file, or from beside the definitions.
-pub fn read_recipe(name: &str, catalogue: &Catalogue) -> Result<Recipe, Failure> {
-    let path = Path::new(name);
-    let (source, directory) = if storage::stamp(path).is_some() {
-        (Source::new(name, storage::read_text(path)?), path.parent().unwrap_or(Path::new("")).to_owned())
-    } else if let Some(text) = catalogue.recipe(name) {
-        // A bundled recipe names its tokenizer from where the command runs.
-        (Source::new(format!("recipes/{name}.toml"), text), PathBuf::new())
-    } else {
-        return Err(Failure::Diagnostics(vec![
-            Diagnostic::error("recipe-not-found", format!("there is no recipe `{name}`"))
-                .expected("a file, or the name of a bundled recipe")
-                .did_you_mean(name, catalogue.recipe_names())
-                .note("note", format!("bundled: {}", listing(catalogue.recipe_names()))),
-        ]));
-    };
-    let (recipe, warnings) = mixture::read(&source, &directory)?;
-    report(&warnings);
-    Ok(recipe)
 }
 
 /// Runs `work` and shows its progress, if stderr is a terminal.

@@ -5,11 +5,12 @@ use std::sync::mpsc::sync_channel;
 
 use clap::{Args, Subcommand};
 
-use super::compile::read_recipe;
 use super::{DataDirs, Definitions, Outcome, print, report};
 use crate::diag::Result;
-use crate::expand::{Event, TemplateDraw, rows};
-use crate::plan::{Role, Sources, SplitName, sources};
+use crate::expand::TemplateDraw;
+use crate::mixture;
+use crate::plan::{Data, Role, Sources, SplitName, sources};
+use crate::read::{Event, rows};
 use crate::select::select;
 use crate::storage;
 use crate::tokenize::{Tokenizer as Loaded, train};
@@ -61,8 +62,9 @@ impl Train {
     fn run(self) -> Outcome {
         let (catalogue, warnings) = self.definitions.load()?;
         report(&warnings);
-        let recipe = read_recipe(&self.recipe, &catalogue)?;
-        let sources = sources(recipe, &catalogue, &self.data.data_dirs)?;
+        let (recipe, warnings) = mixture::find(&self.recipe, &catalogue)?;
+        report(&warnings);
+        let sources = sources(recipe, &catalogue, Data::OnDisk(&self.data.data_dirs))?;
         // The trainer pulls texts one at a time; a small buffer keeps both sides busy.
         let (sender, receiver) = sync_channel(4096);
         let (rendered, json) = std::thread::scope(|scope| {

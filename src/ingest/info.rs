@@ -121,6 +121,27 @@ pub struct CorpusInfo {
     pub warnings: Vec<Diagnostic>,
 }
 
+impl CorpusInfo {
+    /// What is known of a corpus that is not there.
+    pub fn published(name: &CorpusName, rows: &[(String, u64)]) -> CorpusInfo {
+        let split = |(name, rows): &(String, u64)| SplitInfo {
+            name: name.clone(),
+            shard_lengths: vec![*rows],
+            template: None,
+        };
+        CorpusInfo {
+            name: name.clone(),
+            dataset: name.name.clone(),
+            directory: PathBuf::new(),
+            format: FileFormat::TfRecord,
+            splits: rows.iter().map(split).collect(),
+            features: Feature::Struct(Vec::new()),
+            licence: String::new(),
+            warnings: Vec::new(),
+        }
+    }
+}
+
 /// Finds the directory of a corpus below one of `data_dirs` and reads its headers.
 pub fn read(name: &CorpusName, data_dirs: &[PathBuf]) -> Result<CorpusInfo> {
     let (directory, version) = find(name, data_dirs)?;

@@ -7,6 +7,7 @@
 //! | profile `megatron` | `input_ids`, `seq_start_id` list&lt;int32&gt;, `loss_mask` list&lt;int8&gt; |
 //! | `eval/` | `input_ids`, `targets` list&lt;int32&gt;, `options` list&lt;list&lt;int32&gt;&gt;, `answer` int32 |
 //! | provenance | `task`, `split`, `row`, `template`, `kind`, `repeat`, `target_start`, `length` |
+//! | the same of task shards with exemplars | and `exemplar_splits`, `exemplar_rows`, `exemplar_templates`, a list a row |
 //!
 //! A `packed` row is filled with padding to its full length; the padding is the last of its `seq_lengths`, so that it
 //! adds up and nothing attends to it. There is no `attention_mask` in it on purpose: an all-ones mask makes
@@ -313,20 +314,40 @@ pub struct OriginNames {
     pub kinds: Vec<&'static str>,
 }
 
-/// Provenance rows; in a packed file each holds several origins.
+/// What a row of provenance is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProvenanceForm {
+    /// One prompt.
+    Prompts,
+    /// One prompt and the exemplars before it.
+    WithExemplars,
+    /// The prompts of a packed row.
+    Packed,
+}
+
+/// Provenance rows.
 pub struct ProvenanceRows {
     names: OriginNames,
-    packed: bool,
+    form: ProvenanceForm,
+    exemplars: Vec<(u32, u64, u32)>,
+    exemplar_ends: Lists<()>,
     origins: Vec<Origin>,
     row_ends: Lists<()>,
 }
 
 impl ProvenanceRows {
-    pub fn new(names: OriginNames, packed: bool) -> Self {
-        ProvenanceRows { names, packed, origins: Vec::new(), row_ends: Lists::default() }
+    pub fn new(names: OriginNames, form: ProvenanceForm) -> Self {
+        ProvenanceRows {
+            names,
+            form,
+            exemplars: Vec::new(),
+            exemplar_ends: Lists::default(),
+            origins: Vec::new(),
+            row_ends: Lists::default(),
+        }
     }
 
-    pub fn schema(packed: bool) -> SchemaRef {
+    pub fn schema(form: ProvenanceForm) -> SchemaRef {
         let text = || DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
         let columns = [
             ("task", text()),
@@ -338,13 +359,31 @@ impl ProvenanceRows {
             ("target_start", DataType::UInt32),
             ("length", DataType::UInt32),
         ];
-        let columns = columns.map(|(name, ty)| (name, if packed { lists_of(ty) } else { ty }));
+        let packed = form == ProvenanceForm::Packed;
+        let mut columns: Vec<_> =
+            columns.map(|(name, ty)| (name, if packed { lists_of(ty) } else { ty })).into();
+        if form == ProvenanceForm::WithExemplars {
+            columns.extend([
+                ("exemplar_splits", lists_of(text())),
+                ("exemplar_rows", lists_of(DataType::UInt64)),
+                ("exemplar_templates", lists_of(text())),
+            ]);
+        }
         schema(&columns)
     }
 
     pub fn push(&mut self, origin: Origin) {
         self.origins.push(origin);
         self.row_ends.values.push(());
+    }
+
+    /// The exemplars of the prompt that was added last: split, row and template of each.
+    pub fn exemplars(&mut self, exemplars: impl Iterator<Item = (u32, u64, u32)>) {
+        if self.form == ProvenanceForm::WithExemplars {
+            self.exemplars.extend(exemplars);
+            self.exemplar_ends.values.resize(self.exemplars.len(), ());
+            self.exemplar_ends.close();
+        }
     }
 
     /// Ends a packed row.
@@ -355,11 +394,12 @@ impl ProvenanceRows {
     pub fn finish(&mut self) -> RecordBatch {
         let origins = std::mem::take(&mut self.origins);
         let (offsets, _) = self.row_ends.take();
-        let text = |names: &[String], index: &dyn Fn(&Origin) -> u32| -> ArrayRef {
-            let keys = Int32Array::from_iter_values(origins.iter().map(|o| index(o) as i32));
+        fn named(names: &[String], keys: impl Iterator<Item = u32>) -> ArrayRef {
             let values = Arc::new(StringArray::from_iter_values(names));
+            let keys = Int32Array::from_iter_values(keys.map(|k| k as i32));
             Arc::new(DictionaryArray::<Int32Type>::new(keys, values))
-        };
+        }
+        let text = |names: &[String], index: &dyn Fn(&Origin) -> u32| named(names, origins.iter().map(index));
         let kind_names: Vec<String> = ["original", "turned-around"].map(String::from).to_vec();
         let kinds: Vec<u32> = self.names.kinds.iter().map(|k| u32::from(*k != kind_names[0])).collect();
         let u32s =
@@ -374,9 +414,22 @@ impl ProvenanceRows {
             u32s(|o| o.target_start),
             u32s(|o| o.length),
         ];
-        let columns =
-            if self.packed { columns.into_iter().map(|c| list(offsets.clone(), c)).collect() } else { columns };
+        let columns = match self.form {
+            ProvenanceForm::Prompts => columns,
+            ProvenanceForm::Packed => columns.into_iter().map(|c| list(offsets.clone(), c)).collect(),
+            ProvenanceForm::WithExemplars => {
+                let exemplars = std::mem::take(&mut self.exemplars);
+                let (ends, _) = self.exemplar_ends.take();
+                let rows = UInt64Array::from_iter_values(exemplars.iter().map(|e| e.1));
+                let of_exemplars = [
+                    named(&self.names.splits, exemplars.iter().map(|e| e.0)),
+                    Arc::new(rows),
+                    named(&self.names.templates, exemplars.iter().map(|e| e.2)),
+                ];
+                columns.into_iter().chain(of_exemplars.map(|c| list(ends.clone(), c))).collect()
+            }
+        };
         debug_assert!(columns.iter().all(|c| c.null_count() == 0));
-        RecordBatch::try_new(Self::schema(self.packed), columns).expect("columns of one length and the schema's types")
+        RecordBatch::try_new(Self::schema(self.form), columns).expect("columns of one length and the schema's types")
     }
 }

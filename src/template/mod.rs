@@ -3,6 +3,7 @@
 pub mod check;
 pub mod definition;
 pub mod engine;
+pub mod exemplar;
 pub mod options;
 pub mod snippet;
 pub mod types;

@@ -20,7 +20,7 @@ use flanc::tokenize::Tokenizer;
 pub use output::*;
 
 /// Four small tasks of three clusters.
-const FEW: &str = "tasks = ['rte', 'mrpc', 'trec', 'openbookqa']";
+const FEW: &str = "tasks = ['rte', 'glue_mrpc', 'trec', 'openbookqa']";
 
 // ---- The same bytes, however they came about -----------------------------------------------------------------------
 
@@ -165,7 +165,7 @@ fn edit(file: &Path, find: &str, replace: impl Fn(&str) -> String) {
 #[test]
 fn goes_on_from_whatever_a_run_left() {
     let (out, clean) = (Scratch::new(), Scratch::new());
-    let keys = format!("{FEW}\nhold_out = ['mrpc']\noutput.shard_tokens = 50_000");
+    let keys = format!("{FEW}\nhold_out = ['glue_mrpc']\noutput.shard_tokens = 50_000");
     run(&keys, &clean);
     run(&keys, &out);
     let (expected, names) = (bytes(&clean), walk(&clean));
@@ -230,7 +230,7 @@ fn goes_on_after_being_killed() {
     for corpus in ["super_glue/rte", "glue/mrpc", "trec"] {
         repeat_corpus(corpus, 5, &data);
     }
-    let keys = "tasks = ['rte', 'mrpc', 'trec']\noutput.shard_tokens = 100_000";
+    let keys = "tasks = ['rte', 'glue_mrpc', 'trec']\noutput.shard_tokens = 100_000";
     let start = |out: &Path| {
         let mut command = program(keys, &scratch, &data, out);
         command.stdout(Stdio::null()).spawn().unwrap()
@@ -341,8 +341,8 @@ fn rows_of(keys: &str, task: &str) -> BTreeSet<u64> {
 
 #[test]
 fn a_smaller_cap_takes_a_subset() {
-    let tasks = "tasks = ['rte', 'mrpc']";
-    for task in ["rte", "mrpc"] {
+    let tasks = "tasks = ['rte', 'glue_mrpc']";
+    for task in ["rte", "glue_mrpc"] {
         let all = rows_of(tasks, task);
         let thirty = rows_of(&format!("{tasks}\ncap = 30"), task);
         let ten = rows_of(&format!("{tasks}\ncap = 10"), task);
@@ -445,10 +445,10 @@ fn held_out_is_held_out() {
     let manifest = run("hold_out = ['natural-language-inference', 'openbookqa']", &out);
     let trained: BTreeSet<String> =
         prompts(&out, "tasks/").into_iter().chain(prompts(&out, "mixture/")).map(|p| p.segment.name.task).collect();
-    let gone = ["rte", "cb", "openbookqa", "mrpc"];
+    let gone = ["rte", "cb", "openbookqa", "glue_mrpc"];
     assert!(gone.iter().all(|task| !trained.contains(*task)), "{trained:?}");
     assert_eq!(trained.len(), bundled().tasks.len() - gone.len());
-    assert!(!manifest.tasks.iter().any(|t| t.task == "mrpc"), "paraphrase is too close to be used at all");
+    assert!(!manifest.tasks.iter().any(|t| t.task == "glue_mrpc"), "paraphrase is too close to be used at all");
     let held_out: Vec<&str> = manifest.tasks.iter().filter(|t| t.role == "held-out").map(|t| t.task.as_str()).collect();
     assert_eq!(held_out, ["cb", "openbookqa", "rte"]);
 
@@ -491,9 +491,9 @@ fn held_out_is_held_out() {
 #[test]
 fn a_corpus_of_a_held_out_task_is_not_trained_on() {
     let out = Scratch::new();
-    let manifest = run("tasks = ['multi30k_de_en', 'multi30k_en_de', 'rte']\nhold_out = ['multi30k_de_en']", &out);
+    let manifest = run("tasks = ['mnli_matched', 'mnli_mismatched', 'rte']\nhold_out = ['mnli_matched']", &out);
     let roles: Vec<(&str, &str)> = manifest.tasks.iter().map(|t| (t.task.as_str(), t.role.as_str())).collect();
-    assert_eq!(roles, [("multi30k_de_en", "held-out"), ("rte", "trained")]);
+    assert_eq!(roles, [("mnli_matched", "held-out"), ("rte", "trained")]);
 }
 
 // ---- How many prompts ----------------------------------------------------------------------------------------------
@@ -1006,15 +1006,15 @@ fn bad_records_stop_the_run_or_are_skipped() {
 #[test]
 fn a_bad_record_of_two_tasks_is_one() {
     let (data, out) = (Scratch::new(), Scratch::new());
-    copy_tree("data/multi30k_translate".as_ref(), &data.join("multi30k_translate"));
+    copy_tree("data/glue/mnli".as_ref(), &data.join("glue/mnli"));
     let file = walk(&data).into_iter().find(|file| file.contains("-train.")).unwrap();
     let mut records = frames(&fs::read(data.join(&file)).unwrap());
     *records[3].last_mut().unwrap() ^= 1;
     fs::write(data.join(&file), records.concat()).unwrap();
     let compiler = |max_bad_records| Compiler { data: data.to_owned(), max_bad_records, ..Compiler::default() };
-    let Err(said) = compiler(0).try_run("tasks = ['translation']", &out) else { panic!("skipped unasked") };
+    let Err(said) = compiler(0).try_run("tasks = ['mnli_matched', 'mnli_mismatched']", &out) else { panic!("skipped unasked") };
     assert!(text(&said).starts_with("error[bad-records]: 1 record cannot be used"), "{}", text(&said));
-    let compiled = compiler(1).run("tasks = ['translation']", &out);
+    let compiled = compiler(1).run("tasks = ['mnli_matched', 'mnli_mismatched']", &out);
     assert_eq!(compiled.bad.len(), 1);
     assert!(compiled.manifest.tasks.iter().all(|task| task.splits["train"].bad_records == 1));
 }

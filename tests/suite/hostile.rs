@@ -26,7 +26,8 @@ fn check(template: &str) -> String {
                  [[template]]\nname = \"n\"\nkind = \"original\"\ninputs = {quoted}\ntargets = \"yes\"\n"
             ),
         );
-        let (definition, _) = definition::read(&source).expect("the definition is well formed");
+        let (draft, _) = definition::read(&source).expect("the definition is well formed");
+        let definition = draft.complete(None).expect("the definition is whole");
         let inputs = [String::from("text")].into();
         let reads = Reads {
             filter: Default::default(),

@@ -75,7 +75,7 @@ fn check(folder: &str, said_about: impl Fn(&Path, &str) -> String) {
 
 /// Reads and plans a recipe; says what was found wrong, and which tasks play which part.
 fn planned(name: &str, text: &str, catalogue: &Catalogue, data: &Path) -> String {
-    let (recipe, mut warnings) = match mixture::read(&Source::new(name, text), Path::new("")) {
+    let (recipe, mut warnings) = match mixture::read(&Source::new(name, text), Path::new(""), catalogue) {
         Ok(read) => read,
         Err(errors) => return rendered(&errors),
     };
