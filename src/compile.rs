@@ -13,13 +13,17 @@ use std::time::Instant;
 use rayon::prelude::*;
 use serde_json::json;
 
+use crate::contamination::{self, Overlap};
 use crate::diag::{Diagnostic, Result, Severity, listing, one};
 use crate::exemplars::Pools;
 use crate::expand::{self, Counts, Object, UNIT_ROWS, Unit};
 use crate::link::{self, Linked};
+use crate::mixture::{Contamination, Filters};
 use crate::plan::{FORMAT, Plan, Role, SplitName, corpus_identity, prompt_settings};
 use crate::select::{Selection, select};
-use crate::shard::manifest::{self, Manifest, MixtureEntry, SkippedEntry, SplitEntry, TaskEntry, TokenizerEntry};
+use crate::shard::manifest::{
+    self, Extent, Manifest, MixtureEntry, SkippedEntry, SplitEntry, TaskEntry, TokenizerEntry,
+};
 use crate::shard::receipts::{self, Stamp};
 use crate::shard::writer::{self, FileInfo};
 use crate::storage;
@@ -63,6 +67,7 @@ pub fn compile(
     let damage = open_files(plan, progress).map_err(one)?;
     clock.lap("open");
     let selections = select_rows(plan, progress).map_err(one)?;
+    let (selections, overlaps) = check_contamination(plan, selections, progress).map_err(one)?;
     let units = units(plan, &selections).map_err(one)?;
     clock.lap("select");
     let (objects, reused) = expand_units(plan, &units, &selections, &inputs, out, progress).map_err(one)?;
@@ -70,7 +75,7 @@ pub fn compile(
     clock.lap("expand and encode");
     let mixture = mix(plan, &objects, &selections, out, progress).map_err(one)?;
     clock.lap("mix and pack");
-    let manifest = finish(plan, &objects, &selections, mixture, &inputs, bad_records, out).map_err(one)?;
+    let manifest = finish(plan, &objects, &selections, overlaps, mixture, &inputs, bad_records, out).map_err(one)?;
     clock.lap("manifest");
     Ok(Outcome::Compiled(Compiled { manifest, reused, units: units.len(), seconds: clock.laps, bad }))
 }
@@ -230,8 +235,16 @@ fn open_files(plan: &Plan<'_>, progress: &Progress) -> Result<Vec<(Diagnostic, u
         .collect())
 }
 
-/// Selected rows by task and split, with the rows that a filter took out before the cap.
-type Selections = BTreeMap<(usize, usize), (Selection, u64)>;
+/// Selected rows by task and split.
+type Selections = BTreeMap<(usize, usize), Selected>;
+
+struct Selected {
+    rows: Selection,
+    /// Rows that a filter took out while rows were selected.
+    filtered: u64,
+    /// Rows that were left out because held-out rows say the same.
+    contaminated: u64,
+}
 
 fn select_rows(plan: &Plan<'_>, progress: &Progress) -> Result<Selections> {
     let splits: Vec<(usize, usize)> =
@@ -241,24 +254,55 @@ fn select_rows(plan: &Plan<'_>, progress: &Progress) -> Result<Selections> {
         .into_par_iter()
         .map(|(t, s)| {
             let task = &plan.tasks[t];
-            let selection = select(plan, task, &task.splits[s])?;
+            let (rows, filtered) = select(plan, task, &task.splits[s])?;
             progress.advance(1, 0);
-            Ok(((t, s), selection))
+            Ok(((t, s), Selected { rows, filtered, contaminated: 0 }))
         })
         .collect()
+}
+
+/// Looks for training rows that say what held-out rows say, if the recipe wants that, and leaves them out, if it wants
+/// that too.
+fn check_contamination(
+    plan: &Plan<'_>,
+    selections: Selections,
+    progress: &Progress,
+) -> Result<(Selections, Vec<Overlap>)> {
+    let held_out = plan.tasks.iter().any(|t| t.role == Role::HeldOut);
+    if plan.recipe.contamination == Contamination::Ignore || !held_out {
+        return Ok((selections, Vec::new()));
+    }
+    progress.begin("contamination", 1);
+    let found = contamination::find(plan, &|task, split| &selections[&(task, split)].rows)?;
+    let overlaps = found.iter().map(|f| f.overlap(plan)).collect();
+    if plan.recipe.contamination == Contamination::Count {
+        return Ok((selections, overlaps));
+    }
+    let mut cleaned = selections;
+    for found in found.iter().filter(|f| plan.tasks[f.task].role == Role::Trained) {
+        if let Some(selected) = cleaned.get_mut(&(found.task, found.split)) {
+            let rows = selected.rows.retain(|place| !found.overlaps(place));
+            selected.contaminated = selected.rows.len() - rows.len();
+            selected.rows = rows;
+        }
+    }
+    Ok((cleaned, overlaps))
 }
 
 /// Cuts the selected rows into units.
 fn units(plan: &Plan<'_>, selections: &Selections) -> Result<Vec<Unit>> {
     let settings = prompt_settings(plan).to_string();
     let mut units = Vec::new();
-    for (&(t, s), (selection, _)) in selections {
+    for (&(t, s), selected) in selections {
+        let selection = &selected.rows;
         let task = &plan.tasks[t];
         let split = &task.splits[s];
         let count = selection.len().div_ceil(UNIT_ROWS);
         let corpus = &plan.corpora[task.corpus];
         let identity = corpus_identity(corpus, &split.parts)?;
         let exemplars = task.exemplars.as_ref().map(|e| corpus_identity(corpus, &e.parts)).transpose()?;
+        // Which rows are contaminated depends on other tasks.
+        let kept = (selected.contaminated > 0).then(|| selection.fingerprint());
         let templates = crate::task::fingerprint(&task.task.definition, &task.templates);
         for i in 0..count {
             let folder = if task.role == Role::HeldOut { "eval" } else { "tasks" };
@@ -271,6 +315,7 @@ fn units(plan: &Plan<'_>, selections: &Selections) -> Result<Vec<Unit>> {
                 identity,
                 exemplars,
                 templates.to_hex().as_str(),
+                kept,
                 i,
                 count
             ]);
@@ -309,7 +354,7 @@ fn expand_units(
                     object
                 }
                 None => {
-                    let object = expand::run(plan, unit, &selections[&(unit.task, unit.split)].0, &pools, out)?;
+                    let object = expand::run(plan, unit, &selections[&(unit.task, unit.split)].rows, &pools, out)?;
                     receipts::leave(out, &unit.stem, &unit.key, stamps, &object)?;
                     object
                 }
@@ -365,7 +410,11 @@ fn mix(
         let examples = selections
             .iter()
             .filter(|((t, s), _)| plan.tasks[*t].splits[*s].name == split)
-            .map(|((t, _), (selection, _))| (*t, selection.len()))
+            .map(|((t, _), selected)| match plan.recipe.filters {
+                Filters::BeforeCap => (*t, selected.rows.len()),
+                // A rate counts examples before the filter, as FLAN's does, whenever the filter was run.
+                Filters::AfterCap => (*t, selected.rows.len() + selected.filtered),
+            })
             .collect();
         mixture.insert(split, link::link(plan, split, objects, &examples, out, progress)?);
     }
@@ -377,6 +426,7 @@ fn finish(
     plan: &Plan<'_>,
     objects: &[(Unit, Object)],
     selections: &Selections,
+    overlaps: Vec<Overlap>,
     mixture: BTreeMap<SplitName, Linked>,
     inputs: &Inputs,
     bad_records: u64,
@@ -410,6 +460,7 @@ fn finish(
         },
         mixture: mixture.iter().map(|(split, linked)| (split.name().to_owned(), mixture_entry(linked))).collect(),
         tasks: task_entries(plan, objects, selections, &mixture),
+        contamination: overlaps,
         skipped: plan
             .skipped
             .iter()
@@ -461,14 +512,15 @@ fn task_entries(
             let mut splits = BTreeMap::new();
             for (s, split) in task.splits.iter().enumerate() {
                 let c = counts.remove(&(t, s)).unwrap_or_default();
-                let (selected, filtered) =
-                    selections.get(&(t, s)).map_or((0, 0), |(sel, filtered)| (sel.len(), *filtered));
+                let (selected, filtered, contaminated) =
+                    selections.get(&(t, s)).map_or((0, 0, 0), |s| (s.rows.len(), s.filtered, s.contaminated));
                 let of_mixture = drawn(split.name).filter(|_| task.role == Role::Trained).unwrap_or_default();
                 splits.insert(
                     split.name.name().to_owned(),
                     SplitEntry {
                         rows: split.rows,
-                        capped: split.rows - selected - filtered,
+                        capped: split.rows - selected - filtered - contaminated,
+                        contaminated,
                         bad_records: c.bad_records + c.unread,
                         filtered: c.filtered + filtered,
                         prompts: c.prompts,
@@ -492,6 +544,16 @@ fn task_entries(
                 licence: d.licence.clone(),
                 corpus_licence: plan.corpora[task.corpus].info.licence.clone(),
                 templates: task.templates.iter().map(|&i| d.templates[i].name.text.clone()).collect(),
+                extent: task
+                    .extent
+                    .iter()
+                    .map(|(of, part)| Extent {
+                        of: of.name().to_owned(),
+                        split: part.split.clone(),
+                        from: part.rows.start,
+                        to: part.rows.end,
+                    })
+                    .collect(),
                 splits,
                 rate_asked: in_training.map(|d| d.rate_asked),
                 rate_realised: in_training.map(|d| d.prompts as f64 / all.max(1) as f64),

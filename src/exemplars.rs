@@ -91,13 +91,7 @@ impl<'p> Exemplars<'p> {
 
     /// The exemplars of a prompt whose inputs have `query` tokens: of those that are drawn for it, as many of the first
     /// ones as fit.
-    pub fn draw(
-        &self,
-        id: ExampleId,
-        template: usize,
-        query: usize,
-        encoder: &mut Encoder<'_>,
-    ) -> Result<Vec<&Shot>> {
+    pub fn draw(&self, id: ExampleId, template: usize, query: usize, encoder: &mut Encoder<'_>) -> Result<Vec<&Shot>> {
         /// Draws that may hit a row twice, or one that gives no exemplar.
         const TRIES: u64 = 8;
         let stream = self.stream.at(u64::from(id.split)).at(id.index).at(template as u64);

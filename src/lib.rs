@@ -50,6 +50,8 @@ pub mod select;
 
 pub mod read;
 
+pub mod contamination;
+
 pub mod exemplars;
 
 pub mod expand;

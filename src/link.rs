@@ -25,7 +25,9 @@ use crate::mixture::{Profile, Size, quotas};
 use crate::pack::pack;
 use crate::plan::{Plan, Role, SplitName};
 use crate::seed::{Seed, Stream};
-use crate::shard::columns::{MegatronRows, Origin, OriginNames, PackedRows, PromptRows, ProvenanceForm, ProvenanceRows};
+use crate::shard::columns::{
+    MegatronRows, Origin, OriginNames, PackedRows, PromptRows, ProvenanceForm, ProvenanceRows,
+};
 use crate::shard::reader;
 use crate::shard::receipts;
 use crate::shard::writer::{FileInfo, Order, ShardWriter};

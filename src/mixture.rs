@@ -102,7 +102,8 @@ impl Recipe {
     pub fn settings(&self) -> serde_json::Value {
         let texts = |list: &[Snippet]| list.iter().map(|s| s.text.clone()).collect::<Vec<_>>();
         serde_json::json!({
-            "name": self.name,
+            // Where the file lies is no part of what it says.
+            "name": Path::new(&self.name).file_name().map(|n| n.to_string_lossy().into_owned()),
             "compat": self.compat,
             "seed": self.seed,
             "tasks": texts(&self.tasks),
@@ -333,10 +334,8 @@ fn find_from(
         }
         // A bundled recipe names its tokenizer from where the command runs.
         let bundled = catalogue.recipe(name);
-        Ok(bundled.map(|text| Found {
-            source: Source::new(format!("recipes/{name}.toml"), text),
-            directory: PathBuf::new(),
-        }))
+        Ok(bundled
+            .map(|text| Found { source: Source::new(format!("recipes/{name}.toml"), text), directory: PathBuf::new() }))
     };
     let one = |d: Box<Diagnostic>| vec![*d];
     let (found, variant) = match locate(name).map_err(one)? {
@@ -420,30 +419,29 @@ fn read_layers(
             },
         };
         let recipe = amend(recipe, table, &found.directory);
-        let variants = table.keys_of("variants");
-        let chosen = match variant {
-            Some(variant) if variants.iter().any(|v| v == variant) => variant,
-            None if variants.is_empty() => return Some(recipe),
-            _ => {
-                let what = match variant {
-                    Some(variant) => format!("there is no variant `{variant}`"),
-                    None => "this file holds several recipes".to_owned(),
-                };
-                table.complain(
-                    Diagnostic::error("variant", what)
-                        .at(Path::new(&found.source.name))
-                        .expected(format!("`{}:<variant>`", name.split(':').next().unwrap_or(name)))
-                        .did_you_mean(variant.unwrap_or_default(), variants.iter().map(String::as_str))
-                        .note("note", format!("variants: {}", listing(variants.iter().map(String::as_str)))),
-                );
-                return None;
-            }
+        // All of them are read, so that the slips of each show.
+        let mut variants =
+            table.table_entries("variants", |name, _, t| (name.to_owned(), amend(recipe.clone(), t, &found.directory)));
+        if variants.is_empty() && variant.is_none() {
+            return Some(recipe);
+        }
+        if let Some(i) = variant.and_then(|wanted| variants.iter().position(|(name, _)| name == wanted)) {
+            return Some(variants.swap_remove(i).1);
+        }
+        let names = || variants.iter().map(|(name, _)| name.as_str());
+        let what = match variant {
+            Some(variant) => format!("there is no variant `{variant}`"),
+            None => "this file holds several recipes".to_owned(),
         };
-        // The others are read as well, so that their slips show.
-        let read = table.table_entries("variants", |name, _, t| {
-            (name.to_owned(), amend(recipe.clone(), t, &found.directory))
-        });
-        read.into_iter().find(|(name, _)| name == chosen).map(|(_, recipe)| recipe)
+        let mut diagnostic = Diagnostic::error("variant", what)
+            .at(Path::new(&found.source.name))
+            .expected(format!("`{}:<variant>`", name.split(':').next().unwrap_or(name)))
+            .note("note", format!("variants: {}", listing(names())));
+        if let Some(variant) = variant {
+            diagnostic = diagnostic.did_you_mean(variant, names());
+        }
+        table.complain(diagnostic);
+        None
     })
 }
 

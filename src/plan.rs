@@ -13,9 +13,7 @@ use crate::diag::{Diagnostic, Result, Span, listing, one};
 use crate::ingest::Corpus;
 use crate::ingest::info::CorpusName;
 use crate::ingest::splits::{self, Part};
-use crate::mixture::{
-    Absent, Choice, Compat, Instructions, Recipe, ReducedSplits, rates, reduced_splits, too_close,
-};
+use crate::mixture::{Absent, Choice, Compat, Instructions, Recipe, ReducedSplits, rates, reduced_splits, too_close};
 use crate::shard::writer;
 use crate::storage;
 use crate::task::{Catalogue, Task, fingerprint};
@@ -66,6 +64,8 @@ pub struct PlannedTask<'c> {
     pub splits: Vec<PlannedSplit>,
     /// Where exemplars come from, if the recipe wants any: the training rows.
     pub exemplars: Option<PlannedSplit>,
+    /// Every row of the task, used or not; those of a task that is held out are nobody else's.
+    pub extent: Vec<(SplitName, Part)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,11 +179,7 @@ pub fn tokenizer_file(recipe: &Recipe, data_dirs: &[PathBuf]) -> PathBuf {
 }
 
 /// Resolves the tasks of a recipe against the definitions and the numbers of rows.
-pub fn sources<'c>(
-    recipe: Recipe,
-    catalogue: &'c Catalogue,
-    data: Data<'_>,
-) -> Result<Sources<'c>, Vec<Diagnostic>> {
+pub fn sources<'c>(recipe: Recipe, catalogue: &'c Catalogue, data: Data<'_>) -> Result<Sources<'c>, Vec<Diagnostic>> {
     let (selected, skipped) = select_tasks(&recipe, catalogue)?;
     let mut planner = Planner {
         data,
@@ -213,7 +209,7 @@ pub fn sources<'c>(
     let mut sources = planner.sources;
     sources.tasks.sort_by(|a, b| a.task.name().cmp(b.task.name()));
     if !errors.is_empty() {
-        return Err(errors);
+        return Err(without_a_flood(errors));
     }
     if !sources.tasks.iter().any(|t| t.role == Role::Trained && t.has(SplitName::Train)) {
         let mut nothing = Diagnostic::error("nothing-to-train-on", "no task of the recipe has training rows")
@@ -229,6 +225,24 @@ pub fn sources<'c>(
         return Err(vec![nothing]);
     }
     Ok(sources)
+}
+
+/// One diagnostic in place of many that say that a corpus is not there.
+fn without_a_flood(errors: Vec<Diagnostic>) -> Vec<Diagnostic> {
+    const SHOWN: usize = 3;
+    let (mut absent, mut others): (Vec<_>, Vec<_>) = errors.into_iter().partition(|d| d.code == "corpus-not-found");
+    let more = absent.split_off(absent.len().min(SHOWN));
+    if !more.is_empty() {
+        let corpora = more.iter().map(|d| d.message.split('`').nth(1).unwrap_or(&d.message));
+        let message = format!("{} more corpora are not on disk", more.len());
+        absent.push(
+            Diagnostic::error("corpus-not-found", message)
+                .note("corpora", listing(corpora))
+                .help("`absent = \"skip\"` in a recipe leaves out what is not there, as the recipe `on-disk` does"),
+        );
+    }
+    others.splice(0..0, absent);
+    others
 }
 
 impl Sources<'_> {
@@ -320,9 +334,8 @@ fn select_tasks<'c>(recipe: &Recipe, catalogue: &'c Catalogue) -> Result<Selecte
         if held_out.contains(task.name()) {
             selected.push((task, Role::HeldOut));
         } else if !chosen.contains(task.name()) {
-        } else if let Some(cluster) = [&task.definition.cluster, &task.definition.code_cluster]
-            .into_iter()
-            .find(|c| close.contains(c.as_str()))
+        } else if let Some(cluster) =
+            [&task.definition.cluster, &task.definition.code_cluster].into_iter().find(|c| close.contains(c.as_str()))
         {
             skip(format!("its cluster, {cluster}, is too close to what is held out"));
         } else if let Some(other) = same_dataset(task, catalogue, &held_out) {
@@ -405,15 +418,21 @@ impl<'c> Planner<'c, '_> {
         if !errors.is_empty() {
             return Err(errors);
         }
+        let mut extent = Vec::new();
+        for name in [SplitName::Train, SplitName::Validation, SplitName::Test] {
+            let split = match splits.iter().find(|s| s.name == name) {
+                Some(planned) => Some(planned.clone()),
+                None if role == Role::HeldOut => self.split(task, corpus, name).ok().flatten(),
+                None => None,
+            };
+            extent.extend(split.into_iter().flat_map(|s| s.parts).map(|part| (name, part)));
+        }
         if role == Role::HeldOut {
             if task.definition.splits.test.is_none() {
                 let reason = "it is held out, and its definition has no `test` split to evaluate on".to_owned();
                 self.skip(task, Some(SplitName::Test), reason);
             }
-            for name in [SplitName::Train, SplitName::Validation, SplitName::Test] {
-                let parts = self.split(task, corpus, name).ok().flatten().map_or(Vec::new(), |s| s.parts);
-                self.held_out.extend(parts.into_iter().map(|part| (task.name(), corpus, part)));
-            }
+            self.held_out.extend(extent.iter().map(|(_, part)| (task.name(), corpus, part.clone())));
         } else if let Some(other) = self.held_out_with_rows_of(corpus, &splits) {
             self.skip(task, None, format!("its rows are those of `{other}`, which is held out"));
             return Ok(None);
@@ -445,7 +464,7 @@ impl<'c> Planner<'c, '_> {
                 return Ok(None);
             }
         }
-        Ok(Some(PlannedTask { task, corpus, role, templates, splits, exemplars }))
+        Ok(Some(PlannedTask { task, corpus, role, templates, splits, exemplars, extent }))
     }
 
     /// The task's corpus among those that are open.
@@ -500,12 +519,7 @@ impl<'c> Planner<'c, '_> {
     }
 
     /// The rows of a split, as the recipe, the data or the definition has it; `None` where there is no such split.
-    fn split(
-        &mut self,
-        task: &Task,
-        corpus: usize,
-        name: SplitName,
-    ) -> Result<Option<PlannedSplit>, Diagnostic> {
+    fn split(&mut self, task: &Task, corpus: usize, name: SplitName) -> Result<Option<PlannedSplit>, Diagnostic> {
         let opened = &self.sources.corpora[corpus];
         let reduced = self.reduced.iter().find(|(dir, _)| opened.info.directory.starts_with(dir)).map(|(_, r)| r);
         let recipe = &self.sources.recipe;
@@ -518,8 +532,7 @@ impl<'c> Planner<'c, '_> {
             (None, None) => return Ok(None),
         };
         if recipe.absent == Absent::Skip
-            && let Some(absent) =
-                splits::names(&expression.text).find(|n| *n != "all" && opened.split(n).is_none())
+            && let Some(absent) = splits::names(&expression.text).find(|n| *n != "all" && opened.split(n).is_none())
         {
             let reason = format!("the corpus has no split `{absent}`");
             self.skip(task, Some(name), reason);
@@ -610,6 +623,6 @@ fn hash(plan: &Plan<'_>) -> Result<String> {
             "splits": splits,
         }));
     }
-    let all = json!({ "prompts": prompt_settings(plan), "mixture": mixture_settings(plan), "tasks": tasks });
+    let all = json!({ "contamination": plan.recipe.contamination, "prompts": prompt_settings(plan), "mixture": mixture_settings(plan), "tasks": tasks });
     Ok(blake3::hash(all.to_string().as_bytes()).to_hex().to_string())
 }

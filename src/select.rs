@@ -35,6 +35,21 @@ impl Selection {
         self.len() == 0
     }
 
+    /// The selected positions for which `keep` holds, given their index among the selected ones.
+    #[must_use]
+    pub fn retain(&self, keep: impl Fn(u64) -> bool) -> Selection {
+        Selection::Some((0..self.len()).filter(|&i| keep(i)).map(|i| self.get(i)).collect())
+    }
+
+    /// A hash of the selected positions.
+    pub fn fingerprint(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        (0..self.len()).for_each(|i| {
+            hasher.update(&self.get(i).to_le_bytes());
+        });
+        hasher.finalize().to_hex().to_string()
+    }
+
     /// The `i`th selected position.
     pub fn get(&self, i: u64) -> u64 {
         match self {

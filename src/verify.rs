@@ -15,7 +15,7 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::diag::{Diagnostic, Result, one};
 use crate::shard::columns::IGNORED;
 use crate::shard::inspect::{NamedOrigin, Provenance, provenance};
-use crate::shard::manifest::{self, Manifest};
+use crate::shard::manifest::{self, Extent, Manifest};
 use crate::shard::reader;
 use crate::shard::writer::FileInfo;
 use crate::storage;
@@ -235,6 +235,9 @@ impl RowOf<'_> {
         if ids.last() != Some(&(tokenizer.eos.0 as i32)) {
             return Some("a segment does not end in the end of sequence".into());
         }
+        if let Some(problem) = wrong_row(self.manifest, self.path, origin) {
+            return Some(problem);
+        }
         *checked.prompts.entry(origin.task.clone()).or_default() += 1;
         checked.tokens += ids.len() as u64;
         checked.input_tokens += target_start as u64;
@@ -410,15 +413,57 @@ fn check_counts(manifest: &Manifest, checked: &[Checked], faults: &mut Vec<Diagn
             ));
         }
     }
-    // A task that is held out shares its corpus with no task that is trained on.
+    check_held_out(manifest, faults);
+}
+
+/// What is held out is of no cluster that is trained on, if the recipe holds out clusters, and of no dataset.
+fn check_held_out(manifest: &Manifest, faults: &mut Vec<Diagnostic>) {
+    let clusters: BTreeSet<&str> =
+        manifest.recipe["hold_out"].as_array().into_iter().flatten().filter_map(|name| name.as_str()).collect();
+    let trained = || manifest.tasks.iter().filter(|t| t.role == "trained");
+    for task in trained().filter(|t| clusters.contains(t.cluster.as_str())) {
+        let message = format!("`{}` is trained on, and its cluster is held out", task.task);
+        faults.push(fault(manifest::FILE, message));
+    }
     for held_out in manifest.tasks.iter().filter(|t| t.role != "trained") {
-        for other in manifest.tasks.iter().filter(|t| t.role == "trained" && t.corpus == held_out.corpus) {
+        for other in trained().filter(|t| t.dataset == held_out.dataset && t.corpus != held_out.corpus) {
             faults.push(fault(
                 manifest::FILE,
-                format!("`{}` is trained on the corpus of held-out `{}`", other.task, held_out.task),
+                format!("`{}` is trained on, the same dataset as held-out `{}`", other.task, held_out.task),
             ));
         }
     }
+}
+
+/// A prompt whose row is none of its task's, or held out by another; an exemplar that is no training row, or the
+/// prompt's own.
+fn wrong_row(manifest: &Manifest, path: &str, origin: &NamedOrigin) -> Option<String> {
+    let task = manifest.tasks.iter().find(|t| t.task == origin.task)?;
+    let is_row =
+        |split: &str, row: u64, of: &dyn Fn(&Extent) -> bool| task.extent.iter().any(|e| e.has(split, row) && of(e));
+    if !is_row(&origin.split, origin.row, &|_| true) {
+        return Some(format!("row {} of {} is not one of `{}`", origin.row, origin.split, task.task));
+    }
+    for exemplar in &origin.exemplars {
+        if (&exemplar.split, exemplar.row) == (&origin.split, origin.row) {
+            return Some("the row is its own exemplar".into());
+        }
+        if !is_row(&exemplar.split, exemplar.row, &|e| e.of == "train") {
+            return Some(format!("its exemplar, row {} of {}, is no training row", exemplar.row, exemplar.split));
+        }
+    }
+    if path.starts_with("eval/") {
+        return None;
+    }
+    let mut held_out = manifest.tasks.iter().filter(|t| t.role != "trained" && t.corpus == task.corpus);
+    let rows = || {
+        let exemplars = origin.exemplars.iter().map(|e| (e.split.as_str(), e.row));
+        std::iter::once((origin.split.as_str(), origin.row)).chain(exemplars)
+    };
+    held_out.find_map(|held| {
+        let (split, row) = rows().find(|&(split, row)| held.extent.iter().any(|e| e.has(split, row)))?;
+        Some(format!("row {row} of {split} is held out, as one of `{}`", held.task))
+    })
 }
 
 /// Every prompt of the mixture is a prompt of a task shard, and no use of one comes twice.

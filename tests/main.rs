@@ -9,6 +9,8 @@ mod suite {
     mod containers;
     /// What a compile does where the system refuses: no space, no permission, a file in the way; and its memory.
     mod faults;
+    /// The fields of definitions against FLAN's own.
+    mod fields;
     /// Templates that mean harm.
     mod hostile;
     /// TFDS corpora: headers, TFRecord, `tf.train.Example`, feature trees, rows; and corpora that are not as they should be.
@@ -17,4 +19,6 @@ mod suite {
     mod readers;
     /// What is said about recipes and definitions, by fixtures.
     mod recipe;
+    /// The plans of the bundled recipes.
+    mod recipes;
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{DataDirs, Definitions, Outcome, print, report};
+use super::{DataDirs, Definitions, Outcome, grouped, print, report};
 use crate::compile::{self, Compiled, Progress};
 use crate::diag::Diagnostic;
 use crate::mixture;
@@ -143,6 +143,16 @@ fn summary(compiled: &Compiled, out: &Path, wall: Duration) -> String {
             100.0 * mixture.loss_tokens as f64 / mixture.tokens.max(1) as f64
         ));
     }
+    for overlap in manifest.contamination.iter().filter(|o| o.overlapping > 0) {
+        text.push_str(&format!(
+            "overlap      {} ({}): {} of {} rows, {} of them duplicates\n",
+            overlap.task,
+            overlap.role,
+            grouped(overlap.overlapping),
+            grouped(overlap.rows),
+            grouped(overlap.duplicates)
+        ));
+    }
     text.push_str(&drops(manifest));
     for skipped in &manifest.skipped {
         let split = skipped.split.as_ref().map_or(String::new(), |s| format!(", {s}"));
@@ -210,19 +220,6 @@ fn table(manifest: &Manifest) -> String {
                 cells[0], cells[1], cells[2], cells[3], cells[4], cells[5], cells[6]
             ));
         }
-    }
-    text
-}
-
-/// 1234567 as 1,234,567.
-fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut text = String::new();
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(c);
     }
     text
 }

@@ -6,6 +6,7 @@
 mod check;
 mod compile;
 mod explain;
+mod recipe;
 mod render;
 mod rows;
 mod tasks;
@@ -36,6 +37,7 @@ enum Command {
     Verify(verify::Verify),
     Check(check::Check),
     Tasks(tasks::Tasks),
+    Recipe(recipe::RecipeCommand),
     Rows(rows::Rows),
     Render(render::Render),
     Tokenizer(tokenizer::Tokenizer),
@@ -109,6 +111,7 @@ pub fn run() -> ExitCode {
         Command::Verify(command) => command.run(),
         Command::Check(command) => command.run(),
         Command::Tasks(command) => command.run(),
+        Command::Recipe(command) => command.run(),
         Command::Rows(command) => command.run(),
         Command::Render(command) => command.run(),
         Command::Tokenizer(command) => command.run(),
@@ -127,6 +130,19 @@ fn print(text: &str) -> Outcome {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     Ok(out.flush()?)
+}
+
+/// 1234567 as 1,234,567.
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(c);
+    }
+    text
 }
 
 /// Diagnostics shown in full before the rest is only counted.

@@ -124,11 +124,8 @@ pub struct CorpusInfo {
 impl CorpusInfo {
     /// What is known of a corpus that is not there.
     pub fn published(name: &CorpusName, rows: &[(String, u64)]) -> CorpusInfo {
-        let split = |(name, rows): &(String, u64)| SplitInfo {
-            name: name.clone(),
-            shard_lengths: vec![*rows],
-            template: None,
-        };
+        let split =
+            |(name, rows): &(String, u64)| SplitInfo { name: name.clone(), shard_lengths: vec![*rows], template: None };
         CorpusInfo {
             name: name.clone(),
             dataset: name.name.clone(),

@@ -360,8 +360,7 @@ impl ProvenanceRows {
             ("length", DataType::UInt32),
         ];
         let packed = form == ProvenanceForm::Packed;
-        let mut columns: Vec<_> =
-            columns.map(|(name, ty)| (name, if packed { lists_of(ty) } else { ty })).into();
+        let mut columns: Vec<_> = columns.map(|(name, ty)| (name, if packed { lists_of(ty) } else { ty })).into();
         if form == ProvenanceForm::WithExemplars {
             columns.extend([
                 ("exemplar_splits", lists_of(text())),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::array::{Array, ArrayRef, AsArray, ListArray, RecordBatch};
 use arrow::datatypes::{UInt32Type, UInt64Type};
 
 use crate::diag::{Diagnostic, Result};
@@ -35,6 +35,16 @@ pub struct NamedOrigin {
     pub template: String,
     pub kind: String,
     pub repeat: u32,
+    /// What stood before it; told by task shards and evaluation shards, not by the mixture.
+    pub exemplars: Vec<NamedExemplar>,
+}
+
+/// An example that stood before a prompt, of the same task.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamedExemplar {
+    pub split: String,
+    pub row: u64,
+    pub template: String,
 }
 
 /// The provenance of one row of a file: origins with `target_start` and `length`.
@@ -121,6 +131,7 @@ pub fn provenance(batch: &RecordBatch, file: &str) -> Result<Vec<Provenance>> {
     let rows = rows.as_primitive_opt::<UInt64Type>().ok_or_else(|| reader::wrong_type("row", file))?.values().to_vec();
     let (task, split, template, kind) = (texts("task")?, texts("split")?, texts("template")?, texts("kind")?);
     let (repeat, target_start, length) = (u32s("repeat")?, u32s("target_start")?, u32s("length")?);
+    let mut exemplars = exemplars(batch, file)?;
     Ok(ends
         .windows(2)
         .map(|range| {
@@ -133,8 +144,44 @@ pub fn provenance(batch: &RecordBatch, file: &str) -> Result<Vec<Provenance>> {
                         template: template[i].clone(),
                         kind: kind[i].clone(),
                         repeat: repeat[i],
+                        exemplars: exemplars.get_mut(i).map(std::mem::take).unwrap_or_default(),
                     };
                     (origin, target_start[i] as usize, length[i] as usize)
+                })
+                .collect()
+        })
+        .collect())
+}
+
+/// The exemplars of each prompt of a batch; none where the shard has no such columns.
+fn exemplars(batch: &RecordBatch, file: &str) -> Result<Vec<Vec<NamedExemplar>>> {
+    const ROWS: &str = "exemplar_rows";
+    if batch.column_by_name(ROWS).is_none() {
+        return Ok(Vec::new());
+    }
+    let lists = |name: &'static str| -> Result<&ListArray> {
+        reader::column(batch, name, file)?.as_list_opt::<i32>().ok_or_else(|| reader::wrong_type(name, file))
+    };
+    let texts = |name: &'static str| -> Result<Vec<String>> {
+        let values = lists(name)?.values();
+        let strings = values.as_string_opt::<i32>().ok_or_else(|| reader::wrong_type(name, file))?;
+        Ok((0..strings.len()).map(|i| strings.value(i).to_owned()).collect())
+    };
+    let (splits, templates) = (texts("exemplar_splits")?, texts("exemplar_templates")?);
+    let rows = lists(ROWS)?;
+    let values = rows.values().as_primitive_opt::<UInt64Type>().ok_or_else(|| reader::wrong_type(ROWS, file))?;
+    let ends = rows.value_offsets();
+    if splits.len() != values.len() || templates.len() != values.len() {
+        return Err(reader::wrong_type(ROWS, file));
+    }
+    Ok(ends
+        .windows(2)
+        .map(|range| {
+            (range[0] as usize..range[1] as usize)
+                .map(|i| NamedExemplar {
+                    split: splits[i].clone(),
+                    row: values.value(i),
+                    template: templates[i].clone(),
                 })
                 .collect()
         })

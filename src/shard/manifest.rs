@@ -8,6 +8,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::contamination::Overlap;
 use crate::diag::{Diagnostic, Result};
 use crate::expand::Failed;
 use crate::storage;
@@ -31,6 +32,8 @@ pub struct Manifest {
     pub tokenizer: TokenizerEntry,
     pub mixture: BTreeMap<String, MixtureEntry>,
     pub tasks: Vec<TaskEntry>,
+    /// Training rows that say what held-out rows say, and the other way round, by task; empty if it was not looked for.
+    pub contamination: Vec<Overlap>,
     /// What the recipe asks for and does not get: it is not on disk, or too close to what is held out.
     pub skipped: Vec<SkippedEntry>,
     pub files: Vec<FileInfo>,
@@ -72,10 +75,27 @@ pub struct TaskEntry {
     pub licence: String,
     pub corpus_licence: String,
     pub templates: Vec<String>,
+    /// Every row of the task, used or not; those of a task that is held out are nobody else's.
+    pub extent: Vec<Extent>,
     pub splits: BTreeMap<String, SplitEntry>,
     /// Share of the training mixture's prompts that the rates ask for, and the share it got.
     pub rate_asked: Option<f64>,
     pub rate_realised: Option<f64>,
+}
+
+/// Rows `from..to` of a split of the corpus, which are in the task's split `of`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    pub of: String,
+    pub split: String,
+    pub from: u64,
+    pub to: u64,
+}
+
+impl Extent {
+    pub fn has(&self, split: &str, row: u64) -> bool {
+        self.split == split && (self.from..self.to).contains(&row)
+    }
 }
 
 /// What happened to the rows of a task's split, in the order in which it happened.
@@ -85,6 +105,8 @@ pub struct SplitEntry {
     pub rows: u64,
     /// Rows that the cap left out.
     pub capped: u64,
+    /// Rows left out because held-out rows say the same.
+    pub contaminated: u64,
     pub bad_records: u64,
     pub filtered: u64,
     /// Prompts made.

@@ -223,29 +223,32 @@ fn read_draft(source: &Arc<Source>, table: &Table<'_>) -> Option<Draft> {
     let templates = table.has("template").then(|| table.tables("template", read_template));
     check_names(table, fields.as_deref().unwrap_or_default(), templates.as_deref().unwrap_or_default());
     let flan_v1 = table.table("compat", |t| t.tables("flan-v1", read_difference));
+    let corpus = corpus.and_then(|name| match CorpusName::parse(&name.text) {
+        Ok(parsed) => Some((parsed, name.whole_span())),
+        Err(diagnostic) => {
+            table.complain(diagnostic.at(name.whole_span()));
+            None
+        }
+    });
+    let plain = |key| table.text(key).map(|s: Snippet| s.text);
+    let (title, dataset, code_cluster, origin) =
+        (plain("title"), plain("dataset"), plain("code_cluster"), plain("source"));
+    let rows = table.has("rows").then(|| table.integer_entries("rows"));
+    let filter = table.text("filter");
     let draft = Draft {
         source: source.clone(),
         task: task?,
         like: like.clone(),
-        title: table.text("title").map(|s| s.text),
-        dataset: table.text("dataset").map(|s| s.text),
-        corpus: match corpus {
-            None => None,
-            Some(name) => match CorpusName::parse(&name.text) {
-                Ok(parsed) => Some((parsed, name.whole_span())),
-                Err(diagnostic) => {
-                    table.complain(diagnostic.at(name.whole_span()));
-                    None
-                }
-            },
-        },
+        title,
+        dataset,
+        corpus,
         cluster: cluster.map(|s| s.text),
-        code_cluster: table.text("code_cluster").map(|s| s.text),
+        code_cluster,
         licence: licence.map(|s| s.text),
-        origin: table.text("source").map(|s| s.text),
+        origin,
         splits,
-        rows: table.has("rows").then(|| table.integer_entries("rows")),
-        filter: table.text("filter"),
+        rows,
+        filter,
         fields,
         templates,
         flan_v1,

@@ -126,6 +126,20 @@ impl Bound {
         names.filter_map(|(slot, name)| Some((name.clone(), json(&self.fields.get(slot)?)))).collect()
     }
 
+    /// Calls `each` for every text among the fields, those in lists included.
+    pub fn texts(&self, each: &mut dyn FnMut(&str)) {
+        for slot in 0..self.fields.names.len() - 1 {
+            let Some(value) = self.fields.get(slot) else { continue };
+            match value.as_str() {
+                Some(text) => each(text),
+                None if value.kind() == ValueKind::Seq => {
+                    value.try_iter().into_iter().flatten().filter_map(|item| item.as_str().map(&mut *each)).count();
+                }
+                None => {}
+            }
+        }
+    }
+
     /// The same row with another text in a field.
     pub fn with_field(&self, field: usize, text: &str) -> Bound {
         let fields = Scope::new(&self.fields.names);

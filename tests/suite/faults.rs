@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 
 use super::compile::{Scratch, bytes, program, repeat_corpus, run, stderr, walk};
 
-const KEYS: &str = "tasks = ['rte', 'mrpc', 'trec']\noutput.shard_tokens = 50_000";
+const KEYS: &str = "tasks = ['rte', 'glue_mrpc', 'trec']\noutput.shard_tokens = 50_000";
 
 /// The files of a compile that nothing disturbed.
 fn undisturbed() -> std::collections::BTreeMap<String, String> {

@@ -30,7 +30,7 @@ fn root() -> &'static Path {
 }
 
 /// The exports that the project is developed with.
-fn shared_corpora() -> Option<PathBuf> {
+pub fn shared_corpora() -> Option<PathBuf> {
     let path = root().join("../shared/corpora");
     if !path.is_dir() {
         println!("skipped: ../shared/corpora is absent");
