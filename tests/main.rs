@@ -7,6 +7,8 @@ mod suite {
     mod compile;
     /// ArrayRecord and Parquet files, as their own writers leave them and in every state of disrepair.
     mod containers;
+    /// Exemplars, the mixtures of FLAN v1, contamination.
+    mod exemplars;
     /// What a compile does where the system refuses: no space, no permission, a file in the way; and its memory.
     mod faults;
     /// The fields of definitions against FLAN's own.
