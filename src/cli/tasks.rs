@@ -84,5 +84,11 @@ fn describe(task: &Task) -> serde_json::Value {
         "templates": d.templates.iter().map(|t| json!({ "name": t.name.text, "kind": t.kind.name() })).collect::<Vec<_>>(),
         "licence": d.licence,
         "source": d.origin,
+        "rows": d.rows.iter().cloned().collect::<BTreeMap<String, u64>>(),
+        "flan_v1": d.flan_v1.iter().map(|difference| json!({
+            "part": difference.part.to_string(),
+            "value": difference.value.as_ref().map(|v| v.text.clone()),
+            "why": difference.why,
+        })).collect::<Vec<_>>(),
     })
 }

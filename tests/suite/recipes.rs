@@ -4,6 +4,7 @@
 use std::process::Command;
 
 use flanc::task::{self, Folder};
+use flanc::template::definition::Part;
 
 #[test]
 fn plans_of_the_bundled_recipes() {
@@ -73,4 +74,24 @@ fn show(recipe: &str) -> serde_json::Value {
     let output = Command::new(env!("CARGO_BIN_EXE_flanc")).args(["recipe", "show", recipe, "--json"]).output().unwrap();
     assert!(output.status.success(), "{recipe}: {}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The page on compatibility lists every difference that a definition does.
+#[test]
+fn differences_are_documented() {
+    let page = std::fs::read_to_string("docs/COMPATIBILITY.md").unwrap();
+    let (catalogue, _) = task::load(&Folder::BundledDefinitions, &Folder::BundledSchemas).unwrap();
+    for task in &catalogue.tasks {
+        for difference in &task.definition.flan_v1 {
+            let part = match &difference.part {
+                Part::Field(name) => format!("`{name}`"),
+                Part::Filter => "filter".to_owned(),
+                Part::Split(name) => format!("{name} split"),
+            };
+            let repeated = if difference.value.is_some() { "yes" } else { "no" };
+            // Tasks that are `like` another differ as it does.
+            let line = format!(" | {part} | {} | {repeated} |", difference.why);
+            assert!(page.contains(&line), "{}: {line}", task.name());
+        }
+    }
 }
