@@ -18,7 +18,7 @@ use crate::read::{Event, rows};
 use crate::seed::{Seed, Stream};
 use crate::select::Selection;
 use crate::shard::columns::{EvalRows, Origin, OriginNames, PromptRows, ProvenanceForm, ProvenanceRows};
-use crate::shard::writer::{FileInfo, Order, ShardWriter};
+use crate::shard::writer::{FileInfo, ShardWriter};
 use crate::template::engine::{Bound, Failure, Reason};
 use crate::template::exemplar;
 use crate::tokenize::Encoder;
@@ -242,12 +242,11 @@ impl<'p> Worker<'p> {
             exemplars,
             rows,
             provenance: ProvenanceRows::new(origin_names(plan, task), form),
-            shard: ShardWriter::create(out, &file(""), schema, Order::ByRow, &metadata)?,
+            shard: ShardWriter::create(out, &file(""), schema, &metadata)?,
             provenance_shard: ShardWriter::create(
                 out,
                 &file(".provenance"),
                 ProvenanceRows::schema(form),
-                Order::ByRow,
                 &metadata,
             )?,
             draw: TemplateDraw::new(plan, task),

@@ -30,7 +30,7 @@ use crate::shard::columns::{
 };
 use crate::shard::reader;
 use crate::shard::receipts;
-use crate::shard::writer::{FileInfo, Order, ShardWriter};
+use crate::shard::writer::{FileInfo, ShardWriter};
 use crate::storage::{self, Mapped};
 
 /// Where scattered task shards lie for as long as a run takes, below [`receipts::DIRECTORY`].
@@ -501,12 +501,11 @@ fn gather(
     let packed = profile != Profile::Sft;
     let form = if packed { ProvenanceForm::Packed } else { ProvenanceForm::Prompts };
     let mut output = Output {
-        shard: ShardWriter::create(out, &format!("{stem}.parquet"), schema, Order::Shuffled, &metadata)?,
+        shard: ShardWriter::create(out, &format!("{stem}.parquet"), schema, &metadata)?,
         provenance_shard: ShardWriter::create(
             out,
             &format!("{stem}.provenance.parquet"),
             ProvenanceRows::schema(form),
-            Order::Shuffled,
             &metadata,
         )?,
         provenance: ProvenanceRows::new(names.names.clone(), form),

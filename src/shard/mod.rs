@@ -3,6 +3,7 @@
 pub mod columns;
 pub mod inspect;
 pub mod manifest;
+pub mod pages;
 pub mod reader;
 pub mod receipts;
 pub mod writer;

@@ -2,19 +2,24 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::SchemaRef;
-use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
-use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::arrow::{ArrowSchemaConverter, ArrowWriter};
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
+use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::ColumnPath;
 use serde::{Deserialize, Serialize};
 
 use crate::diag::{Diagnostic, Result};
 use crate::storage::{self, Pending};
+
+use super::pages::{ChunkEncoder, LEVEL};
 
 /// The writer as the manifest names it.
 pub const ENGINE: &str = "parquet 60.1.0";
@@ -31,22 +36,21 @@ pub struct FileInfo {
     pub blake3: String,
 }
 
-/// How the ids of a shard are stored; measured on real prompts (docs/performance.md).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// The prompts of one row lie side by side: zstd finds the repetition, a dictionary would hide it.
-    ByRow,
-    /// Shuffled: nothing repeats nearby, and a dictionary stores ids in as many bits as there are distinct ones.
-    Shuffled,
-}
-
 /// A shard being written.
 pub struct ShardWriter {
-    writer: ArrowWriter<Hashing>,
+    form: Form,
+    schema: SchemaRef,
     path: PathBuf,
     relative: String,
     rows: u64,
     pub tokens: u64,
+}
+
+/// Who makes the pages.
+enum Form {
+    /// Ours, for lists of ids and nothing else.
+    Ids { writer: Box<SerializedFileWriter<Hashing>>, encoder: ChunkEncoder },
+    Any(Box<ArrowWriter<Hashing>>),
 }
 
 impl ShardWriter {
@@ -55,49 +59,24 @@ impl ShardWriter {
         root: &Path,
         relative: &str,
         schema: SchemaRef,
-        order: Order,
         metadata: &[(String, String)],
     ) -> Result<ShardWriter> {
         let path = root.join(relative);
         let file = Hashing { file: Pending::create(&path)?, hasher: blake3::Hasher::new(), bytes: 0 };
-        let metadata = metadata.iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone())).collect();
-        let mut properties = WriterProperties::builder()
-            .set_writer_version(WriterVersion::PARQUET_1_0)
-            .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).expect("1 is a level of zstd")))
-            .set_created_by(format!("flanc {} ({ENGINE})", env!("CARGO_PKG_VERSION")))
-            // The page index is written; minima of token ids would only make it larger.
-            .set_statistics_enabled(EnabledStatistics::None)
-            .set_key_value_metadata(Some(metadata));
-        let column = |name: &str| ColumnPath::from(vec![name.to_owned(), "list".to_owned(), "element".to_owned()]);
-        if order == Order::ByRow {
-            properties = properties.set_column_dictionary_enabled(column("input_ids"), false);
-        }
-        // Labels are runs of -100 with a few ids between them, which zstd sees by itself; the mask is all ones, whose
-        // differences take no space at all.
-        properties = properties
-            .set_column_dictionary_enabled(column("labels"), false)
-            .set_column_dictionary_enabled(column("attention_mask"), false)
-            .set_column_encoding(column("attention_mask"), Encoding::DELTA_BINARY_PACKED);
-        for scalar in ["row", "answer"] {
-            properties = properties.set_column_statistics_enabled(ColumnPath::from(scalar), EnabledStatistics::Page);
-        }
-        let options = ArrowWriterOptions::new()
-            .with_properties(properties.build())
-            // Without it readers see plain Parquet types: text columns stay text, not categories.
-            .with_skip_arrow_metadata(true);
-        let writer = ArrowWriter::try_new_with_options(file, schema, options).map_err(|e| failure(&path, &e))?;
-        Ok(ShardWriter { writer, path, relative: relative.to_owned(), rows: 0, tokens: 0 })
+        let form = Form::new(file, &schema, metadata).map_err(|e| failure(&path, &e))?;
+        Ok(ShardWriter { form, schema, path, relative: relative.to_owned(), rows: 0, tokens: 0 })
     }
 
     /// Writes a batch as a row group of its own.
     pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {
         self.rows += batch.num_rows() as u64;
-        self.writer.write(batch).and_then(|()| self.writer.flush()).map_err(|e| failure(&self.path, &e))
+        debug_assert_eq!(batch.schema(), self.schema);
+        self.form.write(batch).map_err(|e| failure(&self.path, &e))
     }
 
     /// Ends the file and puts it under its name.
     pub fn finish(self) -> Result<FileInfo> {
-        let hashing = self.writer.into_inner().map_err(|e| failure(&self.path, &e))?;
+        let hashing = self.form.finish().map_err(|e| failure(&self.path, &e))?;
         let info = FileInfo {
             path: self.relative,
             rows: self.rows,
@@ -107,6 +86,58 @@ impl ShardWriter {
         };
         hashing.file.commit()?;
         Ok(info)
+    }
+}
+
+impl Form {
+    fn new(
+        file: Hashing,
+        schema: &SchemaRef,
+        metadata: &[(String, String)],
+    ) -> std::result::Result<Form, ParquetError> {
+        let metadata = metadata.iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone())).collect();
+        let mut properties = WriterProperties::builder()
+            .set_writer_version(WriterVersion::PARQUET_1_0)
+            .set_compression(Compression::ZSTD(ZstdLevel::try_new(LEVEL)?))
+            .set_created_by(format!("flanc {} ({ENGINE})", env!("CARGO_PKG_VERSION")))
+            // The page index is written; minima of token ids would only make it larger.
+            .set_statistics_enabled(EnabledStatistics::None)
+            .set_key_value_metadata(Some(metadata));
+        if schema.fields().iter().all(|field| ChunkEncoder::takes(field.data_type())) {
+            let root = ArrowSchemaConverter::new().convert(schema)?.root_schema_ptr();
+            let writer = SerializedFileWriter::new(file, root, Arc::new(properties.build()))?;
+            return Ok(Form::Ids { writer: Box::new(writer), encoder: ChunkEncoder::new()? });
+        }
+        for scalar in ["row", "answer"] {
+            properties = properties.set_column_statistics_enabled(ColumnPath::from(scalar), EnabledStatistics::Page);
+        }
+        let options = ArrowWriterOptions::new()
+            .with_properties(properties.build())
+            // Without it readers see plain Parquet types: text columns stay text, not categories.
+            .with_skip_arrow_metadata(true);
+        Ok(Form::Any(Box::new(ArrowWriter::try_new_with_options(file, schema.clone(), options)?)))
+    }
+
+    fn write(&mut self, batch: &RecordBatch) -> std::result::Result<(), ParquetError> {
+        match self {
+            Form::Any(writer) => writer.write(batch).and_then(|()| writer.flush()),
+            Form::Ids { writer, encoder } => {
+                let schema = writer.schema_descr().columns().to_vec();
+                let mut group = writer.next_row_group()?;
+                for (column, described) in batch.columns().iter().zip(schema) {
+                    let chunk = encoder.encode(column.as_list::<i32>(), described)?;
+                    group.append_column(&chunk.bytes, chunk.close)?;
+                }
+                group.close().map(drop)
+            }
+        }
+    }
+
+    fn finish(self) -> std::result::Result<Hashing, ParquetError> {
+        match self {
+            Form::Any(writer) => writer.into_inner(),
+            Form::Ids { writer, .. } => writer.into_inner(),
+        }
     }
 }
 
