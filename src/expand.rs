@@ -243,12 +243,7 @@ impl<'p> Worker<'p> {
             rows,
             provenance: ProvenanceRows::new(origin_names(plan, task), form),
             shard: ShardWriter::create(out, &file(""), schema, &metadata)?,
-            provenance_shard: ShardWriter::create(
-                out,
-                &file(".provenance"),
-                ProvenanceRows::schema(form),
-                &metadata,
-            )?,
+            provenance_shard: ShardWriter::create(out, &file(".provenance"), ProvenanceRows::schema(form), &metadata)?,
             draw: TemplateDraw::new(plan, task),
             sample_stream: Seed(plan.recipe.seed).stream(&["sample", name, &corpus]),
             counts: Counts::default(),

@@ -49,7 +49,10 @@ pub struct ShardWriter {
 /// Who makes the pages.
 enum Form {
     /// Ours, for lists of ids and nothing else.
-    Ids { writer: Box<SerializedFileWriter<Hashing>>, encoder: ChunkEncoder },
+    Ids {
+        writer: Box<SerializedFileWriter<Hashing>>,
+        encoder: ChunkEncoder,
+    },
     Any(Box<ArrowWriter<Hashing>>),
 }
 

@@ -370,3 +370,66 @@ proptest! {
         texts.iter().try_for_each(|text| agree(&tokenizer, text))?;
     }
 }
+
+/// Texts that are cut, and their joints: the parts of a prompt with whatever may stand at their ends.
+fn parts() -> impl Strategy<Value = Vec<String>> {
+    let ends = prop::sample::select(vec![
+        "", " ", "\n\n", "'s", "n't", ".", "\"", "(", "é", "\u{301}", "3", "▁", "</s>", "[MASK]", "\t", "\r\n",
+        "\u{a0}", "中",
+    ]);
+    let words = "[A-Za-z'.,]{1,6}( {1,2}[A-Za-z0-9'é]{1,5}){0,6}";
+    let part = (ends.clone(), words, ends).prop_map(|(before, words, after)| format!("{before}{words}{after}"));
+    prop::collection::vec(prop_oneof![4 => part, 1 => texts()], 1..6)
+}
+
+/// The pre-tokenizers and normalizers that allow cuts, on models of every kind.
+fn cuttable_files() -> impl Strategy<Value = Tokenizer> {
+    let split = |pattern: &str| {
+        serde_json::json!({"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+        ]})
+    };
+    let bytes = |prefix: bool| serde_json::json!({"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": true, "use_regex": true});
+    let mut byte_level = vec![bytes(false), bytes(true)];
+    byte_level.extend(super::cuts::PATTERNS.map(split));
+    let normalizers = vec![Value::Null, serde_json::json!({"type": "NFC"}), serde_json::json!({"type": "Lowercase"})];
+    (prop::sample::select(byte_level), prop::sample::select(normalizers)).prop_map(|(pre_tokenizer, normalizer)| {
+        let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("data/tokenizer.json");
+        let mut definition: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+        definition["pre_tokenizer"] = pre_tokenizer;
+        definition["normalizer"] = normalizer;
+        Tokenizer::from_json("cuttable", definition.to_string()).unwrap()
+    })
+}
+
+fn joined(tokenizer: &Tokenizer, parts: &[String]) -> Vec<u32> {
+    let (mut encoder, mut ids) = (tokenizer.encoder(), Vec::new());
+    let parts: Vec<Part> = parts.iter().map(|p| encoder.part(p, Part::default()).unwrap()).collect();
+    encoder.encode_joined(parts.iter(), &mut ids).unwrap();
+    ids
+}
+
+/// Families whose files allow cuts; the others, with added tokens that take white space beside them, encode joined texts
+/// whole, which is tested all the same.
+#[test]
+fn most_families_have_cuts() {
+    let cuttable: Vec<&str> = FAMILIES.iter().copied().filter(|name| open(name).cuttable).collect();
+    assert_eq!(cuttable, ["byte-level-llama3.json", "sentencepiece-bpe.json", "wordpiece.json"]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn joined_parts_are_the_whole(family in prop::sample::select(FAMILIES.to_vec()), parts in parts()) {
+        let tokenizer = open(family);
+        prop_assert_eq!(joined(&tokenizer, &parts), encode(&tokenizer, &parts.concat()), "{}", family);
+    }
+
+    #[test]
+    fn joined_parts_are_the_whole_for_every_pattern(tokenizer in cuttable_files(), parts in parts()) {
+        prop_assert!(tokenizer.cuttable);
+        prop_assert_eq!(joined(&tokenizer, &parts), encode(&tokenizer, &parts.concat()));
+    }
+}
