@@ -168,7 +168,7 @@ fn decode<'r, 'f: 'r>(decoder: &Decoder<'f>, record: &'r [u8]) -> Datum<'r> {
 fn bind(catalogue: &Catalogue, task: usize, row: &Datum<'_>, bytes: usize) -> Bound {
     catalogue.tasks[task]
         .program
-        .bind(row, bytes)
+        .bind(row, bytes, Default::default())
         .expect("fields that can be computed")
         .expect("no filter takes it out")
 }

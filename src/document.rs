@@ -160,6 +160,16 @@ impl<'t> Table<'t> {
         parsed
     }
 
+    /// `true` or `false`.
+    pub fn boolean(&self, key: &'static str) -> Option<bool> {
+        let (value, range) = self.get(key)?;
+        let flag = value.as_bool();
+        if flag.is_none() {
+            self.wrong_type(key, "true or false", value, range);
+        }
+        flag
+    }
+
     /// An integer above 0.
     pub fn count(&self, key: &'static str) -> Option<u64> {
         let (value, range) = self.get(key)?;

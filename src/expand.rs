@@ -325,14 +325,14 @@ impl<'p> Worker<'p> {
             }
             Rows::Eval(rows) => {
                 let mut options = Vec::new();
-                for option in bound.options.iter().flatten() {
+                for option in prompt.options.iter().flat_map(|options| options.iter()) {
                     let mut ids = Vec::new();
                     self.encoder.encode_into(option, &mut ids)?;
                     ids.push(self.plan.eos.id);
                     options.push(ids);
                 }
-                let answer = bound.options.as_ref().zip(bound.answer.as_ref());
-                let answer = answer.and_then(|(options, answer)| options.iter().position(|o| o == answer));
+                let answer = prompt.options.as_ref().zip(prompt.answer.as_ref());
+                let answer = answer.and_then(|(options, answer)| options.iter().position(|o| **o == **answer));
                 rows.push(&self.ids, &self.targets, &options, answer.map_or(-1, |i| i as i32));
                 rows.rows() >= GROUP_ROWS
             }

@@ -37,6 +37,9 @@ pub mod task;
 
 pub mod mixture;
 
+// Other people's templates.
+pub mod import;
+
 // Text to rows of ids.
 pub mod pack;
 pub mod tokenize;

@@ -4,7 +4,7 @@ use crate::diag::{Diagnostic, Result, Severity};
 use crate::example::ExampleId;
 use crate::plan::{PlannedSplit, PlannedTask, Sources};
 use crate::select::{Selection, stretches};
-use crate::template::engine::{Bound, Failure};
+use crate::template::engine::{Bound, Failure, RowName};
 
 /// What became of a row on its way to the templates.
 pub enum Event {
@@ -50,7 +50,7 @@ pub fn rows(
                     let diagnostic = Diagnostic { severity: Severity::Error, ..row.oddity(oddity) };
                     return event(Event::Bad { diagnostic, records: 1 });
                 }
-                event(match program.bind(&datum, row.payload.len()) {
+                event(match program.bind(&datum, row.payload.len(), RowName { split: row.split, index: row.index }) {
                     Ok(Some(bound)) => Event::Row { id, place: place_of(row.index).unwrap_or(0), bound },
                     Ok(None) => Event::Filtered,
                     Err(failure) => Event::Failed { id, failure },

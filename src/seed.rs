@@ -33,6 +33,11 @@ impl Stream {
         xxh3_64_with_seed(&index.to_le_bytes(), self.0)
     }
 
+    /// The stream of the decisions that hang on `name`.
+    pub fn named(self, name: &str) -> Stream {
+        Seed(self.0).stream(&[name])
+    }
+
     /// The stream of the decisions that hang on `index`.
     pub fn at(self, index: u64) -> Stream {
         Stream(self.draw(index))

@@ -70,6 +70,11 @@ pub fn read_text(path: &Path) -> Result<String> {
     })
 }
 
+/// Opens a file to be read line by line.
+pub fn open(path: &Path) -> Result<io::BufReader<File>> {
+    File::open(path).map(io::BufReader::new).map_err(|e| failure("read", path, &e))
+}
+
 /// Size in bytes and time of last change (nanoseconds since 1970), or `None` if there is no such file.
 pub fn stamp(path: &Path) -> Option<(u64, u64)> {
     let meta = fs::metadata(path).ok().filter(|m| m.is_file())?;

@@ -9,13 +9,14 @@ use std::sync::OnceLock;
 
 use rust_embed::Embed;
 
-use crate::diag::{Diagnostic, Place, Result, Severity, Source, Span, listing};
+use crate::diag::{Diagnostic, Place, Result, Severity, Source, Span, listing, one};
 use crate::ingest::info::{self, CorpusName};
 use crate::schema::{Dtype, Feature};
 use crate::storage;
 use crate::template::check;
-use crate::template::definition::{self, Definition, Draft, Kind, Part, TemplateDefinition};
-use crate::template::engine::{self, Program, Reads, TemplateReads};
+use crate::template::definition::{self, Body, Definition, Dialect, Draft, Kind, Part, TemplateDefinition};
+use crate::template::engine::{self, Program, Reads, TemplateReads, without_hyphens};
+use crate::template::python;
 use crate::template::snippet::Snippet;
 use crate::template::types::Type;
 
@@ -139,24 +140,53 @@ pub fn load(definitions: &Folder, schemas: &Folder) -> Result<(Catalogue, Vec<Di
     Ok((Catalogue { tasks, recipes }, diagnostics))
 }
 
-/// Fills drafts in from the tasks they are like.
+/// Reads one definition; a task that it is like is looked for in `definitions`.
+pub fn read_file(path: &Path, definitions: &Folder) -> Result<Definition, Vec<Diagnostic>> {
+    let text = storage::read_text(path).map_err(one)?;
+    let (draft, _) = definition::read(&Source::new(path.display().to_string(), text))?;
+    let mut drafts = Vec::new();
+    if draft.like.is_some() {
+        drafts = drafts_of(definitions).map_err(one)?;
+    }
+    let mut diagnostics = Vec::new();
+    drafts.push(draft);
+    let name = path.display().to_string();
+    complete(drafts, &mut diagnostics).into_iter().find(|d| d.source.name == name).ok_or(diagnostics)
+}
+
+/// The definitions of a folder, as far as they can be read.
+fn drafts_of(definitions: &Folder) -> Result<Vec<Draft>> {
+    let mut drafts = Vec::new();
+    for file in definitions.files()?.iter().filter(|f| f.ends_with(".toml") && !f.starts_with("recipes/")) {
+        let Some(text) = definitions.read(file)? else { continue };
+        drafts.extend(definition::read(&Source::new(definitions.name(file), text)).ok().map(|(draft, _)| draft));
+    }
+    Ok(drafts)
+}
+
+/// Fills drafts in from the tasks they are like: those of the same folder or, for definitions that were imported,
+/// bundled ones.
 fn complete(drafts: Vec<Draft>, diagnostics: &mut Vec<Diagnostic>) -> Vec<Definition> {
     let (like, whole): (Vec<Draft>, Vec<Draft>) = drafts.into_iter().partition(|d| d.like.is_some());
     let mut definitions: Vec<Definition> = whole.into_iter().filter_map(|d| d.complete(None)).collect();
-    let bases = definitions.len();
-    for draft in like {
-        let Some(name) = draft.like.clone() else { continue };
-        let base = definitions[..bases].iter().find(|d| d.task.text == name.text).cloned();
-        if base.is_none() {
+    let mut left = fill_in(like, &mut definitions);
+    if !left.is_empty() {
+        let bundled = drafts_of(&Folder::BundledDefinitions).unwrap_or_default();
+        let (like, whole): (Vec<Draft>, Vec<Draft>) = bundled.into_iter().partition(|d| d.like.is_some());
+        let mut bases: Vec<Definition> = whole.into_iter().filter_map(|d| d.complete(None)).collect();
+        fill_in(like, &mut bases);
+        let known = bases.len();
+        left = fill_in(left, &mut bases);
+        definitions.extend(bases.split_off(known));
+        for draft in &left {
+            let Some(name) = &draft.like else { continue };
             diagnostics.push(
                 Diagnostic::error("like", format!("`{}` is like no task", draft.task.text))
                     .at(name.whole_span())
-                    .label("expected a task that is not itself like another")
-                    .did_you_mean(&name.text, definitions[..bases].iter().map(|d| d.task.text.as_str())),
+                    .label("expected a task that is not in turn like this one")
+                    .did_you_mean(&name.text, definitions.iter().map(|d| d.task.text.as_str())),
             );
-            continue;
         }
-        definitions.extend(draft.complete(base.as_ref()));
     }
     for (i, definition) in definitions.iter().enumerate() {
         if let Some(other) = definitions[..i].iter().find(|d| d.task.text == definition.task.text) {
@@ -169,6 +199,20 @@ fn complete(drafts: Vec<Draft>, diagnostics: &mut Vec<Diagnostic>) -> Vec<Defini
         }
     }
     definitions
+}
+
+/// Completes the drafts that are like one of the definitions, and adds them; returns those that are like none.
+fn fill_in(mut drafts: Vec<Draft>, definitions: &mut Vec<Definition>) -> Vec<Draft> {
+    loop {
+        let base_of = |draft: &Draft| {
+            let name = &draft.like.as_ref()?.text;
+            definitions.iter().find(|d| &d.task.text == name).cloned()
+        };
+        let Some((i, base)) = drafts.iter().enumerate().find_map(|(i, draft)| Some((i, base_of(draft)?))) else {
+            return drafts;
+        };
+        definitions.extend(drafts.remove(i).complete(Some(&base)));
+    }
 }
 
 impl Catalogue {
@@ -193,7 +237,15 @@ impl Catalogue {
 }
 
 impl Task {
-    fn new(definition: Definition, schemas: &Folder) -> Result<(Task, Vec<Diagnostic>), Vec<Diagnostic>> {
+    /// Checks and compiles a definition; the warnings come with it.
+    pub fn new(definition: Definition, schemas: &Folder) -> Result<(Task, Vec<Diagnostic>), Vec<Diagnostic>> {
+        if definition.corpus.is_none() {
+            let no_corpus = Diagnostic::warning("no-corpus", format!("task `{}` has no corpus", definition.task.text))
+                .at(definition.corpus_place.clone())
+                .label("it renders rows given as JSON, and cannot be compiled")
+                .help("name the corpus here once there is one");
+            return Task::for_any_rows(definition).map(|task| (task, vec![no_corpus]));
+        }
         let mut diagnostics = Vec::new();
         let (schema, corpora) = read_schema(&definition, schemas).map_err(|d| vec![*d])?;
         check_differences(&definition, &mut diagnostics);
@@ -259,11 +311,22 @@ impl Task {
             })
             .collect();
         let inputs = format!("{before}{}", lines.join("\n"));
+        let Body::Sides { targets, .. } = &first.body else {
+            let message = format!("the templates of `{}` cannot be taken apart", self.name());
+            return Err(vec![
+                Diagnostic::error("no-instructions", message)
+                    .at(first.name.whole_span())
+                    .label("inputs and targets are one text in promptsource's dialect")
+                    .help("leave the task out where prompts without instructions are asked for"),
+            ]);
+        };
         let template = TemplateDefinition {
             name: Snippet::whole("name", name),
             kind: Kind::Original,
-            inputs: Snippet::whole(&format!("{}, {name}", self.definition.source.name), &inputs),
-            targets: first.targets.clone(),
+            body: Body::Sides {
+                inputs: Snippet::whole(&format!("{}, {name}", self.definition.source.name), &inputs),
+                targets: targets.clone(),
+            },
         };
         let definition = Definition { templates: vec![template], ..self.definition.clone() };
         let checked = check_definition(&definition, &self.schema, &mut diagnostics);
@@ -273,6 +336,18 @@ impl Task {
         let program = Program::compile(&definition, &checked.reads)?;
         let task = Task::of(definition, self.schema.clone(), self.corpora.clone(), program);
         Ok(made.get_or_init(|| Box::new(task)))
+    }
+
+    /// A definition for rows that are given as JSON, with whatever features they have.
+    pub fn for_any_rows(definition: Definition) -> Result<Task, Vec<Diagnostic>> {
+        let mut diagnostics = Vec::new();
+        let schema = any_features(&definition);
+        let checked = check_definition(&definition, &schema, &mut diagnostics);
+        if diagnostics.iter().any(|d| d.severity == Severity::Error) {
+            return Err(diagnostics);
+        }
+        let program = Program::compile(&definition, &checked.reads)?;
+        Ok(Task::of(definition, schema, Vec::new(), program))
     }
 
     /// The task as FLAN v1 has it.
@@ -459,19 +534,34 @@ fn check_definition(definition: &Definition, schema: &Feature, diagnostics: &mut
         template_scope.push(("options_".to_owned(), Type::Text));
     }
     for template in &definition.templates {
+        let (inputs, targets) = match &template.body {
+            Body::Sides { inputs, targets } => (inputs, targets),
+            Body::Prompt { prompt, answer_choices, .. } => {
+                let read = check_prompt(prompt, answer_choices.as_ref(), definition, schema, diagnostics);
+                let features = schema.fields().iter().map(|(name, _)| name);
+                let seen = |name: &&String| {
+                    let name = without_hyphens(name);
+                    read.inputs.contains(&*name) || read.targets.contains(&*name)
+                };
+                reads.features.extend(features.filter(seen).cloned());
+                reads.templates.push(read);
+                continue;
+            }
+        };
+        let (inputs_text, targets_text) = (inputs, targets);
         let before = diagnostics.len();
-        let inputs = check::template(&template.inputs, &template_scope, diagnostics);
+        let inputs = check::template(inputs_text, &template_scope, diagnostics);
         if diagnostics.len() == before && inputs.iter().all(|name| name == "options_") {
             diagnostics.push(
                 Diagnostic::warning(
                     "no-field",
                     format!("the inputs of template `{}` use no field", template.name.text),
                 )
-                .at(template.inputs.whole_span())
+                .at(inputs_text.whole_span())
                 .label("the same for every row"),
             );
         }
-        let targets = check::template(&template.targets, &template_scope, diagnostics);
+        let targets = check::template(targets_text, &template_scope, diagnostics);
         for unknown in diagnostics[before..].iter_mut().filter(|d| d.code == "unknown-variable") {
             let Place::Span(Span { source, range }) = &unknown.place else { continue };
             let name = &source.text[range.clone()];
@@ -495,6 +585,63 @@ fn check_definition(definition: &Definition, schema: &Feature, diagnostics: &mut
     }
     let fields = template_scope.into_iter().map(|(_, ty)| ty).take(definition.fields.len()).collect();
     Checked { reads, fields }
+}
+
+/// Checks a template of promptsource's dialect, about which little can be known: what would be an error in ours is a
+/// warning where it is likely a slip, and nothing where such templates do it on purpose.
+fn check_prompt(
+    prompt: &Snippet,
+    answer_choices: Option<&Snippet>,
+    definition: &Definition,
+    schema: &Feature,
+    diagnostics: &mut Vec<Diagnostic>,
+) -> TemplateReads {
+    let fields = definition.fields.iter().map(|f| f.name.clone());
+    let features = schema.fields().iter().map(|(name, _)| without_hyphens(name).into_owned());
+    let mut scope: Vec<(String, Type)> = fields.chain(features).map(|name| (name, Type::Any)).collect();
+    let mut check = |snippet: &Snippet, scope: &[(String, Type)]| {
+        let mut found = Vec::new();
+        let reads = check::template(snippet, scope, &mut found);
+        for mut diagnostic in found {
+            let Place::Span(span) = &diagnostic.place else { continue };
+            let name = &span.source.text[span.range.clone()];
+            match diagnostic.code {
+                "syntax-error" | "template-too-large" | "repeated-list" => {}
+                "unknown-filter" if !python::FILTERS.contains(&name) => diagnostic.severity = Severity::Warning,
+                "unknown-function" if !python::FUNCTIONS.contains(&name) => diagnostic.severity = Severity::Warning,
+                // A global that is named without being called.
+                "unknown-variable" if !python::FUNCTIONS.contains(&name) => diagnostic.severity = Severity::Warning,
+                _ => continue,
+            }
+            diagnostics.push(diagnostic);
+        }
+        reads
+    };
+    let of_choices = answer_choices.map(|choices| check(choices, &scope)).unwrap_or_default();
+    scope.push(("answer_choices".to_owned(), Type::Any));
+    let all = check(prompt, &scope);
+    // Prompts that are too long are shortened by the features that stand before the separator. What choices are made
+    // of is left alone.
+    let before_separator = python::names_before_separator(&prompt.text);
+    let inputs = all.iter().filter(|name| before_separator.contains(*name) && !of_choices.contains(*name)).cloned();
+    TemplateReads { inputs: inputs.collect(), targets: all.union(&of_choices).cloned().collect() }
+}
+
+/// The features that rows given as JSON may have: every name that the definition mentions, of any type.
+fn any_features(definition: &Definition) -> Feature {
+    let mut names = BTreeSet::new();
+    let expressions = definition.fields.iter().map(|f| &f.expression).chain(&definition.filter);
+    for expression in expressions {
+        names.extend(python::names(&expression.text, true));
+    }
+    for template in &definition.templates {
+        if let Body::Prompt { prompt, answer_choices, .. } = &template.body {
+            for snippet in std::iter::once(prompt).chain(answer_choices) {
+                names.extend(python::names(&snippet.text, false));
+            }
+        }
+    }
+    Feature::Struct(names.into_iter().map(|name| (name, Feature::Opaque { class: "any".to_owned() })).collect())
 }
 
 /// A label of -1 stands for "unknown", and as an index for the last option: such rows have to be filtered out.
@@ -570,8 +717,14 @@ pub fn fingerprint(definition: &Definition, templates: &[usize]) -> blake3::Hash
         let template = &definition.templates[i];
         part(&template.name.text);
         part(template.kind.name());
-        part(&template.inputs.text);
-        part(&template.targets.text);
+        match &template.body {
+            Body::Sides { inputs, targets } => [&*inputs.text, &targets.text].map(&mut part),
+            Body::Prompt { prompt, answer_choices, .. } => {
+                part(Dialect::NAMES[1]);
+                part(&definition.task.text); // draws hang on it
+                [&*prompt.text, answer_choices.as_ref().map_or("", |s| &s.text)].map(&mut part)
+            }
+        };
     }
     hasher.finalize()
 }

@@ -15,6 +15,8 @@ mod suite {
     mod fields;
     /// Templates that mean harm.
     mod hostile;
+    /// Other people's templates: that they print what they are meant to, and what is said about those that cannot.
+    mod import;
     /// TFDS corpora: headers, TFRecord, `tf.train.Example`, feature trees, rows; and corpora that are not as they should be.
     mod ingest;
     /// The output as pyarrow, polars and Hugging Face datasets read it.

@@ -6,6 +6,7 @@
 mod check;
 mod compile;
 mod explain;
+mod import;
 mod recipe;
 mod render;
 mod rows;
@@ -37,6 +38,7 @@ enum Command {
     Verify(verify::Verify),
     Check(check::Check),
     Tasks(tasks::Tasks),
+    Import(import::Import),
     Recipe(recipe::RecipeCommand),
     Rows(rows::Rows),
     Render(render::Render),
@@ -64,11 +66,15 @@ struct Definitions {
 
 impl Definitions {
     fn load(&self) -> Result<(Catalogue, Vec<Diagnostic>), Failure> {
-        let folder = |path: &Option<PathBuf>, bundled| path.clone().map_or(bundled, Folder::Directory);
-        Ok(task::load(
-            &folder(&self.templates, Folder::BundledDefinitions),
-            &folder(&self.schemas, Folder::BundledSchemas),
-        )?)
+        Ok(task::load(&self.templates(), &self.schemas())?)
+    }
+
+    fn templates(&self) -> Folder {
+        self.templates.clone().map_or(Folder::BundledDefinitions, Folder::Directory)
+    }
+
+    fn schemas(&self) -> Folder {
+        self.schemas.clone().map_or(Folder::BundledSchemas, Folder::Directory)
     }
 }
 
@@ -111,6 +117,7 @@ pub fn run() -> ExitCode {
         Command::Verify(command) => command.run(),
         Command::Check(command) => command.run(),
         Command::Tasks(command) => command.run(),
+        Command::Import(command) => command.run(),
         Command::Recipe(command) => command.run(),
         Command::Rows(command) => command.run(),
         Command::Render(command) => command.run(),

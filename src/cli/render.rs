@@ -1,26 +1,38 @@
 //! `flanc render`: the prompts that a task's templates make of its rows.
 
+use std::io::{self, BufRead, Write};
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::rows::print_rows;
 use super::{DataDirs, Definitions, Failure, Outcome, parse_range, report};
-use crate::diag::{Diagnostic, listing};
+use crate::diag::{Diagnostic, Place, listing};
 use crate::ingest::Corpus;
 use crate::ingest::splits::clip;
-use crate::template::engine::{self, Bound, Prompt};
+use crate::storage;
+use crate::task::{self, Task};
+use crate::template::definition::TemplateDefinition;
+use crate::template::engine::{self, Prompt, Row, RowName};
 
 /// Print the prompts of a task
 ///
 /// Every row goes through every template, or through the one that is named. A row that a filter takes out is passed
 /// over; a row that cannot be rendered is reported on stderr.
+///
+/// With --row-json, rows are JSON objects, one a line, and each prints one line for every template: the prompt as with
+/// --json, or {"task", "row", "template", "skipped", "detail"} for what gives none. No corpus and no schema is needed.
 #[derive(Args)]
-#[command(after_help = "Example:\n  flanc render rte --split train --rows 0..2 --template can-we-conclude")]
+#[command(after_help = "Examples:\n  flanc render rte --split train --rows 0..2 --template can-we-conclude\n  \
+    flanc render imported/my-task.toml --row-json - < rows.jsonl")]
 pub struct Render {
-    /// Task name, see `flanc tasks`
+    /// Task name, see `flanc tasks`; or a definition's file, which ends in .toml
     task: String,
+    /// Rows as JSON objects, one a line, in place of a corpus: a file, or - for stdin
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["split", "rows", "json", "fields", "data_dirs"])]
+    row_json: Option<PathBuf>,
     /// Split expression over the corpus, such as `train` or `train[:100]`
     #[arg(long, default_value = "train")]
     split: String,
@@ -47,30 +59,24 @@ pub struct Render {
 
 impl Render {
     pub fn run(self) -> Outcome {
-        let (catalogue, _) = self.definitions.load()?;
-        let task = catalogue.task(&self.task)?;
+        if let Some(rows) = &self.row_json {
+            return self.render_json_rows(rows);
+        }
+        let (catalogue, file);
+        let task = if self.task.ends_with(".toml") {
+            let definition = task::read_file(Path::new(&self.task), &self.definitions.templates())?;
+            file = Task::new(definition, &self.definitions.schemas())?.0;
+            &file
+        } else {
+            catalogue = self.definitions.load()?.0;
+            catalogue.task(&self.task)?
+        };
         let task = if self.flan_v1 { task.as_flan_v1() } else { task };
         let name = task.corpus_on_disk(&self.data.data_dirs).unwrap_or(&task.definition.corpus);
         let corpus = Corpus::open(name, &self.data.data_dirs)?;
         let warning = task.check_corpus(&corpus.info.name, &corpus.info.features, &corpus.info.directory)?;
         report(warning.as_slice());
-        let names: Vec<&str> = task.definition.templates.iter().map(|t| t.name.text.as_str()).collect();
-        let templates: Vec<usize> = match &self.template {
-            None => (0..names.len()).collect(),
-            Some(name) => match names.iter().position(|n| n == name) {
-                Some(i) => vec![i],
-                None => {
-                    return Err(Failure::Diagnostics(vec![
-                        Diagnostic::error(
-                            "unknown-template",
-                            format!("task `{}` has no template `{name}`", task.name()),
-                        )
-                        .did_you_mean(name, names.iter().copied())
-                        .note("note", format!("templates: {}", listing(names))),
-                    ]));
-                }
-            },
-        };
+        let templates = self.templates_of(task)?;
         let with_all_fields = if self.fields { Some(task.program_of_all_fields()?) } else { None };
         let program = with_all_fields.as_ref().unwrap_or(&task.program);
         let decoder = corpus.decoder(program.decoded_features())?;
@@ -80,20 +86,22 @@ impl Render {
                 let message = format!("a row of `{}` gives no prompt: {}", task.name(), failure.detail);
                 Diagnostic::warning(failure.reason.name(), message).at(row.place())
             };
-            let bound = match program.bind(datum, row.payload.len()) {
+            let bound = match program.bind(datum, row.payload.len(), RowName { split: row.split, index: row.index }) {
                 Ok(Some(bound)) => bound,
                 Ok(None) => return,
                 Err(failure) => return problems.push(failed(failure)),
             };
             if self.fields {
-                let line = json!({ "task": self.task, "split": row.split, "row": row.index, "fields": bound.fields() });
+                let line =
+                    json!({ "task": task.name(), "split": row.split, "row": row.index, "fields": bound.fields() });
                 return text.push_str(&format!("{line}\n"));
             }
             for &template in &templates {
                 let definition = &task.definition.templates[template];
                 match program.render(&bound, template) {
                     Ok(prompt) if self.json => {
-                        text.push_str(&self.line(row.split, row.index, definition, &prompt, &bound));
+                        let line = prompt_line(task, Some(row.split), row.index, definition, &prompt);
+                        text.push_str(&format!("{line}\n"));
                     }
                     Ok(prompt) => {
                         let (task, name) = (task.name(), &definition.name.text);
@@ -107,20 +115,106 @@ impl Render {
         problems.settle(0)
     }
 
-    fn line(
-        &self,
-        split: &str,
-        row: u64,
-        template: &crate::template::definition::TemplateDefinition,
-        prompt: &Prompt,
-        bound: &Bound,
-    ) -> String {
-        let line = json!({
-            "task": self.task, "split": split, "row": row,
-            "template": template.name.text, "kind": template.kind.name(),
-            "inputs": prompt.inputs, "targets": prompt.targets,
-            "options": bound.options, "answer": bound.answer,
-        });
-        format!("{line}\n")
+    /// Every template of the task, or the one that is asked for.
+    fn templates_of(&self, task: &Task) -> Result<Vec<usize>, Failure> {
+        let names: Vec<&str> = task.definition.templates.iter().map(|t| t.name.text.as_str()).collect();
+        let Some(name) = &self.template else { return Ok((0..names.len()).collect()) };
+        match names.iter().position(|n| n == name) {
+            Some(template) => Ok(vec![template]),
+            None => Err(Failure::Diagnostics(vec![
+                Diagnostic::error("unknown-template", format!("task `{}` has no template `{name}`", task.name()))
+                    .did_you_mean(name, names.iter().copied())
+                    .note("note", format!("templates: {}", listing(names))),
+            ])),
+        }
     }
+
+    /// Renders rows that are given as JSON, one a line.
+    fn render_json_rows(&self, path: &Path) -> Outcome {
+        let definition = if self.task.ends_with(".toml") {
+            task::read_file(Path::new(&self.task), &self.definitions.templates())?
+        } else {
+            let (catalogue, _) = self.definitions.load()?;
+            let task = catalogue.task(&self.task)?;
+            if self.flan_v1 { task.as_flan_v1() } else { task }.definition.clone()
+        };
+        let task = Task::for_any_rows(definition)?;
+        let templates = self.templates_of(&task)?;
+        let mut out = io::BufWriter::new(io::stdout().lock());
+        let mut problems = Vec::new();
+        for (index, line) in lines(path)?.enumerate() {
+            let line = line.map_err(|e| unreadable(path, &e))?;
+            match serde_json::from_str(&line) {
+                Ok(row) => print_json_row(&task, &templates, &row, line.len(), index as u64, &mut out)?,
+                Err(error) => problems.push(
+                    Diagnostic::error("row-json", format!("line {} is not a JSON object", index + 1))
+                        .at(Place::Path(path.to_owned()))
+                        .found(error.to_string()),
+                ),
+            }
+        }
+        out.flush()?;
+        if problems.is_empty() { Ok(()) } else { Err(Failure::Diagnostics(problems)) }
+    }
+}
+
+/// The lines of a file, or of stdin for `-`.
+fn lines(path: &Path) -> Result<Box<dyn Iterator<Item = io::Result<String>>>, Failure> {
+    if path == Path::new("-") {
+        return Ok(Box::new(io::stdin().lock().lines()));
+    }
+    let file = storage::open(path)?;
+    Ok(Box::new(file.lines()))
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Failure {
+    let message = format!("cannot read rows: {error}");
+    Failure::Diagnostics(vec![Diagnostic::error("row-json", message).at(Place::Path(path.to_owned()))])
+}
+
+fn print_json_row(
+    task: &Task,
+    templates: &[usize],
+    row: &serde_json::Map<String, Value>,
+    bytes: usize,
+    index: u64,
+    out: &mut impl Write,
+) -> Outcome {
+    let bound = task.program.bind(Row::Json(row), bytes, RowName { split: "", index });
+    for &template in templates {
+        let definition = &task.definition.templates[template];
+        let skipped = |reason: &str, detail: &str| {
+            let name = &definition.name.text;
+            json!({ "task": task.name(), "row": index, "template": name, "skipped": reason, "detail": detail })
+        };
+        let line = match &bound {
+            Ok(Some(bound)) => match task.program.render(bound, template) {
+                Ok(prompt) => prompt_line(task, None, index, definition, &prompt),
+                Err(failure) => {
+                    let mut line = skipped(failure.reason.name(), &failure.detail);
+                    // What was printed instead, for whoever compares it.
+                    if let Ok(parts) = task.program.parts(bound, template)
+                        && !parts.parts.is_empty()
+                    {
+                        line["parts"] = json!(parts.parts);
+                        line["options"] = json!(parts.choices.as_deref());
+                    }
+                    line
+                }
+            },
+            Ok(None) => skipped("filter", "the filter takes the row out"),
+            Err(failure) => skipped(failure.reason.name(), &failure.detail),
+        };
+        writeln!(out, "{line}")?;
+    }
+    Ok(())
+}
+
+fn prompt_line(task: &Task, split: Option<&str>, row: u64, template: &TemplateDefinition, prompt: &Prompt) -> Value {
+    json!({
+        "task": task.name(), "split": split, "row": row,
+        "template": template.name.text, "kind": template.kind.name(),
+        "inputs": prompt.inputs, "targets": prompt.targets,
+        "options": prompt.options.as_deref(), "answer": prompt.answer.as_deref(),
+    })
 }

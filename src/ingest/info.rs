@@ -31,6 +31,13 @@ impl std::fmt::Display for CorpusName {
 }
 
 impl CorpusName {
+    /// Stands for no corpus: the rows of such a task are given as JSON.
+    pub const NONE: &str = "none";
+
+    pub fn is_none(&self) -> bool {
+        self.name == CorpusName::NONE
+    }
+
     /// Parses `name[/config][:version]`.
     pub fn parse(text: &str) -> Result<CorpusName> {
         let wrong = |found: &str| {

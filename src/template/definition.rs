@@ -41,11 +41,30 @@ impl Kind {
     }
 }
 
+/// The language of a definition's templates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dialect {
+    /// Our own: inputs and targets over declared fields, and nothing undefined.
+    #[default]
+    Flanc,
+    /// promptsource's: one text that prints inputs and targets, over the row's features, as Jinja2 renders it.
+    Promptsource,
+}
+
+impl Dialect {
+    pub const NAMES: [&str; 2] = ["flanc", "promptsource"];
+
+    fn parse(name: &str) -> Dialect {
+        if name == Dialect::NAMES[1] { Dialect::Promptsource } else { Dialect::Flanc }
+    }
+}
+
 /// A definition as it is written.
 #[derive(Clone, Debug)]
 pub struct Definition {
     pub source: Arc<Source>,
     pub task: Snippet,
+    pub dialect: Dialect,
     /// The task's name as people write it.
     pub title: String,
     /// The paper's unit of counting: several tasks may be one dataset.
@@ -87,8 +106,34 @@ pub struct Field {
 pub struct TemplateDefinition {
     pub name: Snippet,
     pub kind: Kind,
-    pub inputs: Snippet,
-    pub targets: Snippet,
+    pub body: Body,
+}
+
+/// What a template says, in the definition's dialect.
+#[derive(Clone, Debug)]
+pub enum Body {
+    Sides {
+        inputs: Snippet,
+        targets: Snippet,
+    },
+    /// Prints inputs, `|||` and targets.
+    Prompt {
+        prompt: Snippet,
+        /// Prints the choices, with `|||` between them.
+        answer_choices: Option<Snippet>,
+        metadata: Metadata,
+    },
+}
+
+/// What promptsource says about a template. Nothing is rendered from it; audits compare it with what is.
+#[derive(Clone, Debug, Default)]
+pub struct Metadata {
+    pub id: Option<String>,
+    pub original_task: Option<bool>,
+    pub choices_in_prompt: Option<bool>,
+    pub metrics: Vec<String>,
+    pub languages: Vec<String>,
+    pub reference: Option<String>,
 }
 
 /// A known difference between a definition and what another implementation makes of the same rows.
@@ -151,6 +196,7 @@ impl Definition {
 pub struct Draft {
     source: Arc<Source>,
     pub task: Snippet,
+    dialect: Dialect,
     /// The task that gives what is not stated here.
     pub like: Option<Snippet>,
     title: Option<String>,
@@ -183,7 +229,13 @@ impl Draft {
         let (corpus, corpus_place) =
             self.corpus.or_else(|| base.map(|b| (b.corpus.clone(), b.corpus_place.clone())))?;
         let cluster = text(self.cluster, |b| &b.cluster, "");
+        // The dialect is that of the templates.
+        let dialect = match base {
+            Some(base) if self.templates.is_none() => base.dialect,
+            _ => self.dialect,
+        };
         Some(Definition {
+            dialect,
             title: self.title.unwrap_or_else(|| self.task.text.clone()),
             dataset: text(self.dataset, |b| &b.dataset, &self.task.text),
             corpus,
@@ -220,7 +272,8 @@ fn read_draft(source: &Arc<Source>, table: &Table<'_>) -> Option<Draft> {
         let entries = table.text_entries("fields").into_iter();
         entries.map(|(name, place, expression)| Field { name, place, expression }).collect::<Vec<_>>()
     });
-    let templates = table.has("template").then(|| table.tables("template", read_template));
+    let dialect = table.word("dialect", &Dialect::NAMES).map_or(Dialect::default(), |name| Dialect::parse(&name));
+    let templates = table.has("template").then(|| table.tables("template", |t| read_template(t, dialect)));
     check_names(table, fields.as_deref().unwrap_or_default(), templates.as_deref().unwrap_or_default());
     let flan_v1 = table.table("compat", |t| t.tables("flan-v1", read_difference));
     let corpus = corpus.and_then(|name| match CorpusName::parse(&name.text) {
@@ -238,6 +291,7 @@ fn read_draft(source: &Arc<Source>, table: &Table<'_>) -> Option<Draft> {
     let draft = Draft {
         source: source.clone(),
         task: task?,
+        dialect,
         like: like.clone(),
         title,
         dataset,
@@ -307,28 +361,50 @@ fn read_difference(table: &Table<'_>) -> Option<Difference> {
     Some(Difference { part, value: table.text("value"), why: why?.text })
 }
 
-fn read_template(table: &Table<'_>) -> Option<TemplateDefinition> {
+fn read_template(table: &Table<'_>, dialect: Dialect) -> Option<TemplateDefinition> {
     let name = table.required_text("name", "the template's name within the task");
     let kind = table.word("kind", &Kind::NAMES);
-    let inputs = table.required_text("inputs", "what the model is given");
-    let targets = table.required_text("targets", "what the model is to say");
+    let body = match dialect {
+        Dialect::Flanc => {
+            let inputs = table.required_text("inputs", "what the model is given");
+            let targets = table.required_text("targets", "what the model is to say");
+            Body::Sides { inputs: inputs?, targets: targets? }
+        }
+        Dialect::Promptsource => {
+            let prompt = table.required_text("prompt", "what prints inputs, `|||` and targets");
+            let answer_choices = table.text("answer_choices");
+            let metadata = table.table("metadata", read_metadata).unwrap_or_default();
+            Body::Prompt { prompt: prompt?, answer_choices, metadata }
+        }
+    };
     Some(TemplateDefinition {
         name: name?,
         kind: kind.as_deref().and_then(Kind::parse).unwrap_or(Kind::Original),
-        inputs: inputs?,
-        targets: targets?,
+        body,
     })
+}
+
+fn read_metadata(table: &Table<'_>) -> Metadata {
+    let texts = |key| table.texts(key).unwrap_or_default().into_iter().map(|s: Snippet| s.text).collect();
+    Metadata {
+        id: table.text("id").map(|s| s.text),
+        original_task: table.boolean("original_task"),
+        choices_in_prompt: table.boolean("choices_in_prompt"),
+        metrics: texts("metrics"),
+        languages: texts("languages"),
+        reference: table.text("reference").map(|s| s.text),
+    }
 }
 
 /// Names that templates and expressions already know.
 pub const RESERVED: [&str; 3] = ["row", "options_", "loop"];
 
-fn is_identifier(name: &str) -> bool {
+pub fn is_identifier(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
-fn is_task_name(name: &str) -> bool {
+pub fn is_task_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
 }

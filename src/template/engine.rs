@@ -5,6 +5,9 @@
 //! [`check::LARGEST_SOURCE`] bytes, because the parser's stack grows with them, and the threads that compile and
 //! render have [`STACK_BYTES`] of stack.
 //!
+//! Templates of promptsource's dialect are rendered by environments of their own, with lenient undefined values and
+//! what [`python`] adds; expressions are ours in both dialects.
+//!
 //! What is compiled lives as long as the process: templates borrow their source and their environment, and both are
 //! static. Sources are interned, so loading a definition twice costs nothing.
 
@@ -19,9 +22,11 @@ use crate::diag::{Diagnostic, Span};
 use crate::example::Datum;
 
 use super::check;
-use super::definition::Definition;
+use super::definition::{Body, Definition, Dialect};
 use super::options;
+use super::python;
 use super::snippet::Snippet;
+use crate::seed::{Seed, Stream};
 
 /// The engine as the manifest and every plan hash name it.
 pub const ENGINE: &str = "minijinja 3.1.0";
@@ -42,19 +47,38 @@ static ENVIRONMENTS: [LazyLock<Environment<'static>>; SIZE_CLASSES.len()] = [
     LazyLock::new(|| environment(3)),
 ];
 
+static PROMPTSOURCE_ENVIRONMENTS: [LazyLock<Environment<'static>>; SIZE_CLASSES.len()] = [
+    LazyLock::new(|| promptsource_environment(0)),
+    LazyLock::new(|| promptsource_environment(1)),
+    LazyLock::new(|| promptsource_environment(2)),
+    LazyLock::new(|| promptsource_environment(3)),
+];
+
 fn environment(class: usize) -> Environment<'static> {
-    let mut env = Environment::new();
+    let mut env = limited_environment(class);
     env.set_undefined_behavior(UndefinedBehavior::Strict);
-    env.set_auto_escape_callback(|_| AutoEscape::None);
     let syntax = minijinja::syntax::SyntaxConfig::builder().keep_trailing_newline(true).build();
     env.set_syntax(syntax.expect("the default delimiters are valid"));
-    env.set_recursion_limit(64);
-    env.set_fuel(Some(FUEL + SIZE_CLASSES[class] / 16));
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    env.remove_global("debug");
     env.add_filter("ascii_lower", |text: &str| text.to_ascii_lowercase());
     env.add_filter("regex_replace", regex_replace);
     env.add_filter("numbered", numbered);
+    env
+}
+
+fn promptsource_environment(class: usize) -> Environment<'static> {
+    let mut env = limited_environment(class);
+    env.set_undefined_behavior(UndefinedBehavior::Lenient);
+    python::install(&mut env);
+    env
+}
+
+fn limited_environment(class: usize) -> Environment<'static> {
+    let mut env = Environment::new();
+    env.set_auto_escape_callback(|_| AutoEscape::None);
+    env.set_recursion_limit(64);
+    env.set_fuel(Some(FUEL + SIZE_CLASSES[class] / 16));
+    env.remove_global("debug");
     env
 }
 
@@ -90,7 +114,11 @@ pub struct Program {
     fields: Vec<FieldProgram>,
     options: Option<usize>,
     answer: Option<usize>,
-    templates: Vec<(Compiled<Template<'static, 'static>>, Compiled<Template<'static, 'static>>)>,
+    templates: Vec<TemplateProgram>,
+    /// Templates see the features as well as the fields.
+    dialect: Dialect,
+    /// The task's name, which draws hang on.
+    task: String,
     /// By template: the fields that its inputs read.
     input_fields: Vec<Vec<usize>>,
 }
@@ -99,7 +127,50 @@ pub struct Program {
 struct Compiled<T> {
     source: &'static str,
     place: Span,
+    dialect: Dialect,
     by_class: [OnceLock<T>; SIZE_CLASSES.len()],
+}
+
+enum TemplateProgram {
+    Sides {
+        inputs: Compiled<Template<'static, 'static>>,
+        targets: Compiled<Template<'static, 'static>>,
+    },
+    Prompt {
+        name: String,
+        prompt: Compiled<Template<'static, 'static>>,
+        answer_choices: Option<Compiled<Template<'static, 'static>>>,
+    },
+}
+
+impl TemplateProgram {
+    fn sources(&self) -> impl Iterator<Item = &Compiled<Template<'static, 'static>>> {
+        let (first, second) = match self {
+            TemplateProgram::Sides { inputs, targets } => (inputs, Some(targets)),
+            TemplateProgram::Prompt { prompt, answer_choices, .. } => (prompt, answer_choices.as_ref()),
+        };
+        std::iter::once(first).chain(second)
+    }
+}
+
+/// A row of a corpus, or one that came as JSON.
+#[derive(Clone, Copy)]
+pub enum Row<'r> {
+    Decoded(&'r Datum<'r>),
+    Json(&'r serde_json::Map<String, serde_json::Value>),
+}
+
+impl<'r> From<&'r Datum<'r>> for Row<'r> {
+    fn from(datum: &'r Datum<'r>) -> Self {
+        Row::Decoded(datum)
+    }
+}
+
+/// Which row of which split it is: draws hang on it, and nothing else does.
+#[derive(Clone, Copy, Default)]
+pub struct RowName<'s> {
+    pub split: &'s str,
+    pub index: u64,
 }
 
 enum FieldProgram {
@@ -114,9 +185,10 @@ enum FieldProgram {
 pub struct Bound {
     class: usize,
     fields: Arc<Scope>,
-    /// The options, if the task has them, as `render` lists them.
-    pub options: Option<Vec<String>>,
-    pub answer: Option<String>,
+    options: Option<Arc<[String]>>,
+    answer: Option<Arc<str>>,
+    /// What random choices of templates draw from; absent where templates have none.
+    draws: Option<Stream>,
 }
 
 impl Bound {
@@ -142,15 +214,7 @@ impl Bound {
 
     /// The same row with another text in a field.
     pub fn with_field(&self, field: usize, text: &str) -> Bound {
-        let fields = Scope::new(&self.fields.names);
-        for slot in 0..fields.values.len() {
-            match self.fields.get(slot) {
-                _ if slot == field => fields.set(slot, Value::from(text)),
-                Some(value) => fields.set(slot, value),
-                None => {}
-            }
-        }
-        Bound { fields: Arc::new(fields), ..self.clone() }
+        Bound { fields: Arc::new(self.fields.with(field, Value::from(text))), ..self.clone() }
     }
 }
 
@@ -159,7 +223,25 @@ impl Bound {
 pub struct Prompt {
     pub inputs: String,
     pub targets: String,
+    /// What the answer is one of, if that is known.
+    pub options: Option<Arc<[String]>>,
+    pub answer: Option<Arc<str>>,
 }
+
+/// What a template of promptsource's dialect printed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parts {
+    /// Between the separators. Two make a prompt.
+    pub parts: Vec<String>,
+    pub choices: Option<Arc<[String]>>,
+}
+
+/// Stands between inputs and targets, and between choices.
+const SEPARATOR: &str = "|||";
+
+/// Stands for the separator in a row's text until what is printed has been split. It is promptsource's, because some of
+/// its templates name it.
+const PROTECTOR: &str = "3ed2dface8203c4c9dfb1a5dc58e41e0";
 
 /// Why a row gives no prompt, as counted in the manifest.
 #[derive(Clone, Debug)]
@@ -180,6 +262,12 @@ pub enum Reason {
     AnswerNotAnOption,
     EmptyInputs,
     EmptyTargets,
+    /// The template prints no inputs for a row: it says that it is not meant for it.
+    DoesNotApply,
+    /// The template prints no targets for a row: its label is not known.
+    Unlabelled,
+    /// The template prints other than inputs and targets.
+    NotTwoParts,
     /// The prompt is longer than allowed and cannot be shortened.
     TooLong,
 }
@@ -192,6 +280,9 @@ impl Reason {
             Reason::AnswerNotAnOption => "answer-not-an-option",
             Reason::EmptyInputs => "empty-inputs",
             Reason::EmptyTargets => "empty-targets",
+            Reason::DoesNotApply => "does-not-apply",
+            Reason::Unlabelled => "unlabelled",
+            Reason::NotTwoParts => "not-two-parts",
             Reason::TooLong => "too-long",
         }
     }
@@ -215,7 +306,14 @@ impl Program {
     fn compile_for(definition: &Definition, reads: &Reads, needed: Needed) -> Result<Program, Vec<Diagnostic>> {
         let field_names: Vec<String> = definition.fields.iter().map(|f| f.name.clone()).collect();
         let expression_names: Arc<[String]> = field_names.iter().chain(&needed.features).cloned().collect();
-        let template_names: Arc<[String]> = field_names.iter().cloned().chain(["options_".to_owned()]).collect();
+        let own_names = match definition.dialect {
+            Dialect::Flanc => vec!["options_".to_owned()],
+            Dialect::Promptsource => {
+                let features = needed.features.iter().map(|name| without_hyphens(name).into_owned());
+                features.chain(["answer_choices".to_owned(), python::DRAWS.to_owned()]).collect()
+            }
+        };
+        let template_names: Arc<[String]> = field_names.iter().cloned().chain(own_names).collect();
         let mut errors = Vec::new();
         let mut fields = Vec::new();
         for (i, field) in definition.fields.iter().enumerate() {
@@ -238,20 +336,37 @@ impl Program {
         let templates: Vec<_> = definition
             .templates
             .iter()
-            .map(|t| (Compiled::<Template>::new(&t.inputs), Compiled::<Template>::new(&t.targets)))
+            .map(|t| match &t.body {
+                Body::Sides { inputs, targets } => {
+                    TemplateProgram::Sides { inputs: Compiled::new(inputs), targets: Compiled::new(targets) }
+                }
+                Body::Prompt { prompt, answer_choices, .. } => TemplateProgram::Prompt {
+                    name: t.name.text.clone(),
+                    prompt: Compiled::promptsource(prompt),
+                    answer_choices: answer_choices.as_ref().map(Compiled::promptsource),
+                },
+            })
             .collect();
         errors.extend(fields.iter().filter_map(|f| match f {
             FieldProgram::Computed(compiled) => compiled.get(0).err().map(|e| engine_error(&e, compiled.place.clone())),
             _ => None,
         }));
         errors.extend(filter.iter().filter_map(|c| c.get(0).err().map(|e| engine_error(&e, c.place.clone()))));
-        let sides = templates.iter().flat_map(|(inputs, targets)| [inputs, targets]);
-        errors.extend(sides.filter_map(|c| c.get(0).err().map(|e| engine_error(&e, c.place.clone()))));
+        let sources = templates.iter().flat_map(TemplateProgram::sources);
+        errors.extend(sources.filter_map(|c| c.get(0).err().map(|e| engine_error(&e, c.place.clone()))));
         if !errors.is_empty() {
             return Err(errors);
         }
         let position = |name: &str| field_names.iter().position(|n| n == name);
+        let visible = |name: &str| template_names.iter().position(|n| n == name);
         Ok(Program {
+            input_fields: reads
+                .templates
+                .iter()
+                .map(|read| read.inputs.iter().filter_map(|name| visible(name)).collect())
+                .collect(),
+            dialect: definition.dialect,
+            task: definition.task.text.clone(),
             features: needed.features,
             expression_names,
             template_names,
@@ -260,11 +375,6 @@ impl Program {
             options: position("options"),
             answer: position("answer"),
             templates,
-            input_fields: reads
-                .templates
-                .iter()
-                .map(|read| read.inputs.iter().filter_map(|name| position(name)).collect())
-                .collect(),
         })
     }
 
@@ -273,18 +383,34 @@ impl Program {
         (!self.features.contains("row")).then_some(&self.features)
     }
 
-    /// Computes the fields of a decoded row of `bytes` bytes. `Ok(None)`: the filter takes the row out.
-    pub fn bind(&self, row: &Datum<'_>, bytes: usize) -> Result<Option<Bound>, Failure> {
+    /// Computes the fields of a row of `bytes` bytes. `Ok(None)`: the filter takes the row out.
+    pub fn bind<'r>(&self, row: impl Into<Row<'r>>, bytes: usize, name: RowName<'_>) -> Result<Option<Bound>, Failure> {
+        let row = row.into();
         let class = size_class(bytes);
         let scope = Arc::new(Scope::new(&self.expression_names));
-        let Datum::Struct(features) = row else {
-            return Err(field_failure("the corpus has no named features".into(), None));
+        // Features follow the fields, so a field's slot is never taken for that of a feature.
+        let first = self.fields.len();
+        let named = |name: &str, value: &dyn Fn() -> Value| {
+            scope.set_from(first, name, value);
+            if self.dialect == Dialect::Promptsource && name.contains('-') {
+                scope.set_from(first, &without_hyphens(name), value);
+            }
         };
-        for (name, datum) in features {
-            // Features follow the fields, so a field's slot is never taken for that of a feature.
-            scope.set_from(self.fields.len(), name, || value(datum));
+        match row {
+            Row::Decoded(Datum::Struct(features)) => {
+                features.iter().for_each(|(name, datum)| named(name, &|| value(datum)));
+            }
+            Row::Json(features) => {
+                features.iter().for_each(|(name, item)| named(name, &|| json_value(item)));
+            }
+            Row::Decoded(_) => return Err(field_failure("the corpus has no named features".into(), None)),
         }
-        scope.set_from(self.fields.len(), "row", || value(row));
+        scope.set_from(first, "row", || match row {
+            Row::Decoded(datum) => value(datum),
+            Row::Json(features) => {
+                Value::from_pairs(features.iter().map(|(name, item)| (name.as_str(), json_value(item))))
+            }
+        });
         let context = Value::from_dyn_object(scope.clone());
         if let Some(filter) = &self.filter {
             let kept = filter.get(class).and_then(|f| f.eval(context.clone()));
@@ -311,11 +437,21 @@ impl Program {
             scope.set(i, value.clone());
             fields.set(i, value);
         }
+        if self.dialect == Dialect::Promptsource {
+            for (slot, feature) in self.expression_names.iter().enumerate().skip(first) {
+                let Some(value) = scope.get(slot) else { continue };
+                let protected = value.as_str().filter(|text| text.contains(SEPARATOR));
+                let value = protected.map_or(value.clone(), |text| Value::from(text.replace(SEPARATOR, PROTECTOR)));
+                fields.set_from(first, &without_hyphens(feature), || value);
+            }
+            let draws = Seed(0).stream(&["choice", &self.task, name.split]).at(name.index);
+            return Ok(Some(Bound { class, fields, options: None, answer: None, draws: Some(draws) }));
+        }
         let options = self.options.and_then(|i| fields.get(i)).map(option_list).transpose()?;
-        let answer = self.answer.and_then(|i| fields.get(i)).map(|v| v.to_string());
+        let answer: Option<Arc<str>> = self.answer.and_then(|i| fields.get(i)).map(|v| v.to_string().into());
         if let Some(options) = &options {
             if let Some(answer) = &answer
-                && !options.contains(answer)
+                && !options.iter().any(|option| **option == **answer)
             {
                 return Err(Failure {
                     reason: Reason::AnswerNotAnOption,
@@ -325,14 +461,14 @@ impl Program {
             }
             fields.set(self.template_names.len() - 1, Value::from(options::block(options)));
         }
-        Ok(Some(Bound { class, fields, options, answer }))
+        Ok(Some(Bound { class, fields, options: options.map(Arc::from), answer, draws: None }))
     }
 
     /// Whether the filter keeps the row.
     pub fn keeps(&self, row: &Datum<'_>, bytes: usize) -> Result<bool, Failure> {
         match self.filter {
             None => Ok(true),
-            Some(_) => self.bind(row, bytes).map(|bound| bound.is_some()),
+            Some(_) => self.bind(row, bytes, RowName::default()).map(|bound| bound.is_some()),
         }
     }
 
@@ -345,26 +481,77 @@ impl Program {
 
     /// Renders one template over a row's fields.
     pub fn render(&self, bound: &Bound, template: usize) -> Result<Prompt, Failure> {
-        let (inputs, targets) = &self.templates[template];
-        let side = |compiled: &Compiled<Template<'static, 'static>>| {
-            compiled.get(bound.class).and_then(|t| t.render(Value::from_dyn_object(bound.fields.clone()))).map_err(
-                |e| Failure { reason: Reason::Template, detail: explain(&e), place: Some(compiled.place.clone()) },
-            )
+        let (inputs, targets) = match &self.templates[template] {
+            TemplateProgram::Sides { inputs, targets } => (inputs, targets),
+            TemplateProgram::Prompt { prompt, .. } => {
+                let parts = self.parts(bound, template)?;
+                return prompt_of(parts).map_err(|reason| failure(reason, &prompt.place));
+            }
         };
-        let prompt = Prompt { inputs: side(inputs)?, targets: side(targets)? };
-        let empty = |reason, place: &Span| Failure {
-            reason,
-            detail: reason.name().replace('-', " "),
-            place: Some(place.clone()),
+        let side = |compiled: &Compiled<Template<'static, 'static>>| {
+            compiled.render(bound.class, Value::from_dyn_object(bound.fields.clone()))
+        };
+        let prompt = Prompt {
+            inputs: side(inputs)?,
+            targets: side(targets)?,
+            options: bound.options.clone(),
+            answer: bound.answer.clone(),
         };
         if prompt.targets.trim().is_empty() {
-            return Err(empty(Reason::EmptyTargets, &targets.place));
+            return Err(failure(Reason::EmptyTargets, &targets.place));
         }
         if prompt.inputs.trim().is_empty() {
-            return Err(empty(Reason::EmptyInputs, &inputs.place));
+            return Err(failure(Reason::EmptyInputs, &inputs.place));
         }
         Ok(prompt)
     }
+
+    /// What a template of promptsource's dialect prints, as its `apply` returns it. No parts for other templates.
+    pub fn parts(&self, bound: &Bound, template: usize) -> Result<Parts, Failure> {
+        let TemplateProgram::Prompt { name, prompt, answer_choices } = &self.templates[template] else {
+            return Ok(Parts { parts: Vec::new(), choices: None });
+        };
+        let split = |text: &str, clean: fn(&str) -> String| text.split(SEPARATOR).map(clean).collect::<Vec<String>>();
+        let last = bound.fields.values.len() - 1;
+        // One row of draws for both: what the choices take is gone for the prompt.
+        let stream = bound.draws.unwrap_or(Seed(0).stream(&[])).named(name);
+        let fields = bound.fields.with(last, python::draws(stream));
+        let (fields, choices) = match answer_choices {
+            None => (fields.with(last - 1, Value::from(())), None),
+            Some(source) => {
+                let printed = source.render(bound.class, Value::from_dyn_object(Arc::new(fields.clone())))?;
+                let choices = split(&printed, |part| python::strip(part).replace(PROTECTOR, SEPARATOR));
+                (fields.with(last - 1, Value::from(choices.clone())), Some(Arc::from(choices)))
+            }
+        };
+        let printed = prompt.render(bound.class, Value::from_dyn_object(Arc::new(fields)))?;
+        let parts = split(&printed, |part| python::strip(&part.replace(PROTECTOR, SEPARATOR)).to_owned());
+        Ok(Parts { parts, choices })
+    }
+}
+
+/// Two parts are a prompt; what anything else says is counted under a reason of its own.
+fn prompt_of(parts: Parts) -> Result<Prompt, Reason> {
+    match <[String; 2]>::try_from(parts.parts) {
+        Ok([inputs, _]) if inputs.is_empty() => Err(Reason::DoesNotApply),
+        Ok([_, targets]) if targets.is_empty() => Err(Reason::Unlabelled),
+        Ok([inputs, targets]) => {
+            let known = parts.choices.as_ref().is_some_and(|choices| choices.contains(&targets));
+            let answer = known.then(|| Arc::from(targets.as_str()));
+            Ok(Prompt { inputs, targets, options: parts.choices, answer })
+        }
+        Err(parts) if parts[..] == [""] => Err(Reason::DoesNotApply),
+        Err(_) => Err(Reason::NotTwoParts),
+    }
+}
+
+fn failure(reason: Reason, place: &Span) -> Failure {
+    Failure { reason, detail: reason.name().replace('-', " "), place: Some(place.clone()) }
+}
+
+/// promptsource gives features names that a template can say.
+pub fn without_hyphens(name: &str) -> Cow<'_, str> {
+    if name.contains('-') { Cow::Owned(name.replace('-', "_")) } else { Cow::Borrowed(name) }
 }
 
 fn field_failure(detail: String, place: Option<Span>) -> Failure {
@@ -378,7 +565,11 @@ fn option_list(value: Value) -> Result<Vec<String>, Failure> {
 
 impl<T> Compiled<T> {
     fn new(snippet: &Snippet) -> Self {
-        Compiled { source: intern(&snippet.text), place: snippet.whole_span(), by_class: Default::default() }
+        Self::of(&snippet.text, snippet, Dialect::Flanc)
+    }
+
+    fn of(source: &str, snippet: &Snippet, dialect: Dialect) -> Self {
+        Compiled { source: intern(source), place: snippet.whole_span(), dialect, by_class: Default::default() }
     }
 
     fn get_with(
@@ -389,10 +580,18 @@ impl<T> Compiled<T> {
         if let Some(compiled) = self.by_class[class].get() {
             return Ok(compiled);
         }
-        if self.source.len() > check::LARGEST_SOURCE {
+        let largest = match self.dialect {
+            Dialect::Flanc => check::LARGEST_SOURCE,
+            Dialect::Promptsource => check::LARGEST_SOURCE + python::LONGER,
+        };
+        if self.source.len() > largest {
             return Err(Error::new(ErrorKind::SyntaxError, "the source is too large"));
         }
-        let compiled = compile(&ENVIRONMENTS[class])?;
+        let environments = match self.dialect {
+            Dialect::Flanc => &ENVIRONMENTS,
+            Dialect::Promptsource => &PROMPTSOURCE_ENVIRONMENTS,
+        };
+        let compiled = compile(&environments[class])?;
         Ok(self.by_class[class].get_or_init(|| compiled))
     }
 }
@@ -404,6 +603,18 @@ impl Compiled<Expression<'static, 'static>> {
 }
 
 impl Compiled<Template<'static, 'static>> {
+    fn promptsource(snippet: &Snippet) -> Self {
+        Self::of(&python::source(&snippet.text), snippet, Dialect::Promptsource)
+    }
+
+    fn render(&self, class: usize, context: Value) -> Result<String, Failure> {
+        self.get(class).and_then(|template| template.render(context)).map_err(|error| Failure {
+            reason: Reason::Template,
+            detail: explain(&error),
+            place: Some(self.place.clone()),
+        })
+    }
+
     fn get(&self, class: usize) -> Result<&Template<'static, 'static>, Error> {
         self.get_with(class, |env| env.template_from_str(self.source))
     }
@@ -415,6 +626,8 @@ pub struct Reads {
     pub filter: BTreeSet<String>,
     pub fields: Vec<BTreeSet<String>>,
     pub templates: Vec<TemplateReads>,
+    /// Features that templates see themselves, past the fields.
+    pub features: BTreeSet<String>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -443,7 +656,8 @@ impl Reads {
     }
 
     fn needed_for<'n>(&'n self, definition: &'n Definition, mut wanted: BTreeSet<&'n str>) -> Needed {
-        let mut needed = Needed { fields: BTreeSet::new(), features: self.filter.clone() };
+        let features = self.filter.union(&self.features).cloned().collect();
+        let mut needed = Needed { fields: BTreeSet::new(), features };
         for (i, field) in definition.fields.iter().enumerate().rev() {
             if !wanted.remove(field.name.as_str()) {
                 continue;
@@ -462,7 +676,7 @@ impl Reads {
 }
 
 /// The names an expression or template sees, with their values as far as they are set.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Scope {
     names: Arc<[String]>,
     values: Box<[OnceLock<Value>]>,
@@ -487,6 +701,13 @@ impl Scope {
 
     fn get(&self, slot: usize) -> Option<Value> {
         self.values[slot].get().cloned()
+    }
+
+    /// The same with another value in a slot.
+    fn with(&self, slot: usize, value: Value) -> Scope {
+        let mut other = self.clone();
+        other.values[slot] = OnceLock::from(value);
+        other
     }
 }
 
@@ -525,6 +746,24 @@ fn value(datum: &Datum<'_>) -> Value {
         Datum::Struct(fields) => Value::from_object(
             fields.iter().map(|(name, item)| ((*name).to_owned(), value(item))).collect::<BTreeMap<_, _>>(),
         ),
+    }
+}
+
+/// The same for JSON. Objects keep the order of their keys, as in Python.
+fn json_value(json: &serde_json::Value) -> Value {
+    match json {
+        serde_json::Value::Null => Value::from(()),
+        serde_json::Value::Bool(v) => Value::from(*v),
+        serde_json::Value::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(integer), _) => Value::from(integer),
+            (_, Some(integer)) => Value::from(integer),
+            _ => Value::from(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        serde_json::Value::String(text) => Value::from(text.as_str()),
+        serde_json::Value::Array(items) => items.iter().map(json_value).collect(),
+        serde_json::Value::Object(fields) => {
+            Value::from_pairs(fields.iter().map(|(name, item)| (name.as_str(), json_value(item))))
+        }
     }
 }
 

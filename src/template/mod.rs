@@ -5,5 +5,6 @@ pub mod definition;
 pub mod engine;
 pub mod exemplar;
 pub mod options;
+pub mod python;
 pub mod snippet;
 pub mod types;

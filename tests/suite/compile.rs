@@ -691,7 +691,7 @@ fn provenance_leads_back_to_the_row() {
         let decoder = Decoder::new(&corpus.info.features, None).unwrap();
         let mut visit = |raw: flanc::ingest::RawRow<'_>| {
             let datum = decoder.decode(raw.payload, &mut Vec::new()).unwrap();
-            let bound = task.program.bind(&datum, raw.payload.len()).unwrap().unwrap();
+            let bound = task.program.bind(&datum, raw.payload.len(), Default::default()).unwrap().unwrap();
             for prompt in &prompts {
                 let templates = &task.definition.templates;
                 let template = templates.iter().position(|t| t.name.text == prompt.segment.name.template).unwrap();

@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use flanc::diag::Source;
 use flanc::example::Datum;
+use flanc::task::Task;
 use flanc::template::check;
 use flanc::template::definition;
-use flanc::template::engine::{Program, Reads, STACK_BYTES, TemplateReads};
+use flanc::template::engine::{Program, Reads, Row, RowName, STACK_BYTES, TemplateReads};
 use flanc::template::snippet::Snippet;
 use flanc::template::types::Type;
 
@@ -33,13 +34,15 @@ fn check(template: &str) -> String {
             filter: Default::default(),
             fields: vec![[String::from("text")].into()],
             templates: vec![TemplateReads { inputs, targets: Default::default() }],
+            features: Default::default(),
         };
         let program = match Program::compile(&definition, &reads) {
             Ok(program) => program,
             Err(errors) => return format!("refused: {}", errors[0].message),
         };
         let row = Datum::Struct(vec![("text", Datum::Text("word".into()))]);
-        let bound = program.bind(&row, 4).expect("the field is a column").expect("there is no filter");
+        let bound =
+            program.bind(&row, 4, Default::default()).expect("the field is a column").expect("there is no filter");
         match program.render(&bound, 0) {
             Ok(prompt) => format!("rendered {} bytes", prompt.inputs.len()),
             Err(failure) => format!("failed: {}", failure.detail),
@@ -63,6 +66,68 @@ fn loops_and_bombs_run_out_of_fuel() {
     ] {
         let outcome = check(template);
         assert!(outcome.starts_with("failed") || outcome.starts_with("refused"), "{template}: {outcome}");
+    }
+}
+
+/// The same for templates of promptsource's dialect, which may do more.
+fn check_promptsource(prompt: &str) -> String {
+    let text = format!(
+        "task = 't'\ndialect = 'promptsource'\ntfds = 'none'\ncluster = 'x'\nlicence = ''\n\
+         [[template]]\nname = 'n'\nprompt = {}\n",
+        toml::Value::from(prompt)
+    );
+    let render = move || {
+        let (draft, _) = definition::read(&Source::new("hostile.toml", text)).expect("it is well formed");
+        let task = match Task::for_any_rows(draft.complete(None).expect("it is whole")) {
+            Ok(task) => task,
+            Err(errors) => return format!("refused: {}", errors[0].message),
+        };
+        let row = serde_json::json!({ "text": "word" });
+        let bound = task.program.bind(Row::Json(row.as_object().unwrap()), 4, RowName::default()).unwrap().unwrap();
+        match task.program.parts(&bound, 0) {
+            Ok(_) => "rendered".to_owned(),
+            Err(failure) => format!("failed: {}", failure.detail),
+        }
+    };
+    let began = Instant::now();
+    let outcome = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(render).expect("a thread").join();
+    assert!(began.elapsed() < SOON, "{:?} {prompt}", began.elapsed());
+    outcome.expect("no panic")
+}
+
+#[test]
+fn templates_of_promptsource_run_out_of_fuel_as_well() {
+    let doubled = "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}";
+    for prompt in [
+        "{% for a in range(100000) %}{% for b in range(100000) %}{{ text }}{% endfor %}{% endfor %}",
+        "{{ text * 90000000 }}",
+        "{{ '{:>1000000000}'.format(text) }}",
+        "{{ text.rjust(1000000000) }}",
+        "{{ text | center(1000000000) }}",
+        "{{ (text * 10000) | replace('', text * 10000) }}",
+        "{{ text.join(text * 1000000) }}",
+        &format!("{doubled}{{{{ ns.x }}}}"),
+        &format!("{doubled}{{{{ ns.x | tojson(indent=16) }}}}"),
+        &format!("{doubled}{{{{ ns.x | join }}}}"),
+        &format!("{doubled}{{{{ [ns.x, ns.x] | most_frequent }}}}"),
+        &format!("{doubled}{{% set d = {{}} %}}{{{{ d.update({{'k': ns.x}}) }}}}"),
+        "{% set x = [] %}{{ x.append(x) }}{{ x }}",
+        "{% set x = [] %}{% set y = [x] %}{{ x.append({'y': y}) }}{{ y }}",
+        "{% set x = [text] %}{% for i in range(60) %}{% set _ = x.extend(x) %}{% endfor %}{{ x }}",
+        "{% set ns = namespace(x=[]) %}{% for i in range(9000) %}{% set n = [] %}{% set _ = n.append(ns.x) %}\
+         {% set ns.x = n %}{% endfor %}{{ ns.x }}",
+        "{% set ns = namespace(x=[]) %}{% for i in range(9000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}",
+        "{{ ([text] * 90000000) | join }}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    ] {
+        let outcome = check_promptsource(prompt);
+        assert!(outcome.starts_with("failed") || outcome.starts_with("refused"), "{prompt}: {outcome}");
+    }
+    let room = check::LARGEST_SOURCE - 64;
+    for prompt in ["[", "{'a': [", "(", "not ", "1 + ", "x.pop(["]
+        .map(|link| format!("{{{{ x.pop() }}}}{{% set y = {}", link.repeat(room / link.len())))
+    {
+        check_promptsource(&prompt); // an overflow would abort the test program
     }
 }
 
