@@ -30,7 +30,7 @@ use flanc::pack::pack;
 use flanc::plan::plan;
 use flanc::seed::Seed;
 use flanc::shard::columns::{PackedRows, PromptRows};
-use flanc::shard::writer::{Order, ShardWriter};
+use flanc::shard::writer::ShardWriter;
 use flanc::task::{self, Catalogue, Folder};
 use flanc::template::engine::{Bound, Prompt};
 use flanc::tokenize::Tokenizer;
@@ -145,10 +145,10 @@ fn stages(criterion: &mut Criterion, input: &Input) {
         });
     });
     group.bench_function("build rows", |b| b.iter(|| by_row(&encoded)));
-    writing(&mut group, "write by row", &by_row(&encoded), Order::ByRow);
+    writing(&mut group, "write by row", &by_row(&encoded));
     let lengths: Vec<u32> = shuffled(&encoded).map(|(ids, _)| ids.len() as u32).collect();
     group.bench_function("pack", |b| b.iter(|| pack(black_box(&lengths), SEQUENCE as u32)));
-    writing(&mut group, "write shuffled", &packed(&encoded, &lengths), Order::Shuffled);
+    writing(&mut group, "write shuffled", &packed(&encoded, &lengths));
     whole(&mut group, input, &catalogue, &data);
     group.finish();
 }
@@ -223,11 +223,11 @@ fn packed(encoded: &[(Vec<u32>, usize)], lengths: &[u32]) -> Vec<RecordBatch> {
 }
 
 /// Encodes, compresses, hashes and syncs a file.
-fn writing(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, batches: &[RecordBatch], order: Order) {
+fn writing(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, batches: &[RecordBatch]) {
     let directory = scratch();
     group.bench_function(name, |b| {
         b.iter(|| {
-            let mut shard = ShardWriter::create(&directory, "shard.parquet", batches[0].schema(), order, &[]).unwrap();
+            let mut shard = ShardWriter::create(&directory, "shard.parquet", batches[0].schema(), &[]).unwrap();
             batches.iter().for_each(|batch| shard.write(batch).unwrap());
             shard.finish().unwrap()
         });

@@ -4,7 +4,7 @@
 //! prompts, and writes one Parquet file with its provenance beside it. What happened to every row is counted.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -12,16 +12,17 @@ use serde::{Deserialize, Serialize};
 use crate::diag::{Diagnostic, Result};
 use crate::example::ExampleId;
 use crate::exemplars::{Exemplars, Pools, Shot};
-use crate::mixture::{Choice, Overflow};
+use crate::mixture::{Choice, Overflow, Wrapper};
 use crate::plan::{Plan, PlannedSplit, PlannedTask, Role, Sources};
 use crate::read::{Event, rows};
 use crate::seed::{Seed, Stream};
 use crate::select::Selection;
 use crate::shard::columns::{EvalRows, Origin, OriginNames, PromptRows, ProvenanceForm, ProvenanceRows};
 use crate::shard::writer::{FileInfo, ShardWriter};
-use crate::template::engine::{Bound, Failure, Reason};
+use crate::template::engine::{Bound, Failure, Program, Reason};
 use crate::template::exemplar;
-use crate::tokenize::Encoder;
+use crate::template::pieces::Piece;
+use crate::tokenize::{Encoder, Part};
 
 /// Source rows of a unit: some 40,000 prompts with ten templates, enough to make a file worth its overhead and few
 /// enough to keep all threads busy to the end.
@@ -201,6 +202,48 @@ struct Worker<'p> {
     /// Buffers used again for every prompt.
     ids: Vec<u32>,
     targets: Vec<u32>,
+    /// Of the prompt under way.
+    text_bytes: u64,
+    /// `None` where prompts cannot be put together from pieces.
+    joints: Option<Joints>,
+}
+
+/// The encoded pieces of a task's templates: texts for good, what stands between them for a row.
+struct Joints {
+    texts: HashMap<usize, Part>,
+    slots: Vec<Part>,
+    /// Whether a slot's part is that of the row under way.
+    fresh: Vec<bool>,
+}
+
+impl Joints {
+    fn new(slots: usize) -> Joints {
+        Joints { texts: HashMap::new(), slots: vec![Part::default(); slots], fresh: vec![false; slots] }
+    }
+
+    /// Encodes a piece unless that was done.
+    fn prepare(&mut self, piece: &Piece, program: &Program, bound: &Bound, encoder: &mut Encoder<'_>) -> Result<()> {
+        match piece {
+            // A text is known by where it stands in its template, which stays as long as the process.
+            Piece::Text(text) if !self.texts.contains_key(&(text.as_ptr() as usize)) => {
+                self.texts.insert(text.as_ptr() as usize, encoder.part(text, Part::default())?);
+            }
+            Piece::Slot(slot) if !self.fresh[*slot] => {
+                let part = std::mem::take(&mut self.slots[*slot]);
+                self.slots[*slot] = encoder.part(program.slot(bound, *slot), part)?;
+                self.fresh[*slot] = true;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn part(&self, piece: &Piece) -> &Part {
+        match piece {
+            Piece::Text(text) => &self.texts[&(text.as_ptr() as usize)],
+            Piece::Slot(slot) => &self.slots[*slot],
+        }
+    }
 }
 
 impl<'p> Worker<'p> {
@@ -250,6 +293,10 @@ impl<'p> Worker<'p> {
             bad: Vec::new(),
             ids: Vec::new(),
             targets: Vec::new(),
+            text_bytes: 0,
+            // Exemplars and markers stand around whole texts, and evaluations need the options beside the prompt.
+            joints: (!eval && exemplars.is_none() && plan.recipe.wrapper == Wrapper::None)
+                .then(|| Joints::new(task.task.program.slots())),
         })
     }
 
@@ -271,6 +318,9 @@ impl<'p> Worker<'p> {
 
     /// All prompts of one row.
     fn row(&mut self, id: ExampleId, place: u64, bound: &Bound) -> Result<()> {
+        if let Some(joints) = &mut self.joints {
+            joints.fresh.fill(false);
+        }
         for template in self.draw.draw(id, place) {
             if let Err(failure) = self.prompt(bound, template, id)? {
                 let name = &self.task.task.definition.templates[template].name.text;
@@ -282,19 +332,27 @@ impl<'p> Worker<'p> {
 
     /// Renders, encodes and adds one prompt. The outer error ends the run, the inner one is counted.
     fn prompt(&mut self, bound: &Bound, template: usize, id: ExampleId) -> Result<Result<(), Failure>> {
-        let program = &self.task.task.program;
-        let mut prompt = match program.render(bound, template) {
-            Ok(prompt) => prompt,
-            Err(failure) => return Ok(Err(failure)),
-        };
-        let shots = self.encode_inputs(&mut prompt.inputs, template, id)?;
-        self.counts.text_bytes += (prompt.inputs.len() + prompt.targets.len()) as u64;
-        self.targets.clear();
-        self.encoder.encode_into(&prompt.targets, &mut self.targets)?;
-        if self.sample_stream.at(id.index).draw(template as u64).is_multiple_of(SAMPLE) {
-            self.plan.tokenizer.check_sample(&prompt.inputs, &self.ids)?;
-            self.plan.tokenizer.check_sample(&prompt.targets, &self.targets)?;
+        let sampled = self.sample_stream.at(id.index).draw(template as u64).is_multiple_of(SAMPLE);
+        let (mut shots, mut choices) = (Vec::new(), None);
+        if sampled || !self.encode_joined(bound, template)? {
+            let mut prompt = match self.task.task.program.render(bound, template) {
+                Ok(prompt) => prompt,
+                Err(failure) => return Ok(Err(failure)),
+            };
+            let joined = self.encode_joined(bound, template)?.then(|| (self.ids.clone(), self.targets.clone()));
+            shots = self.encode_inputs(&mut prompt.inputs, template, id)?;
+            self.targets.clear();
+            self.encoder.encode_into(&prompt.targets, &mut self.targets)?;
+            if sampled {
+                // What was joined from parts has to be what the whole gives, and that what the reference gives.
+                let (inputs, targets) = joined.unwrap_or_else(|| (self.ids.clone(), self.targets.clone()));
+                self.plan.tokenizer.check_sample(&prompt.inputs, &inputs)?;
+                self.plan.tokenizer.check_sample(&prompt.targets, &targets)?;
+            }
+            self.text_bytes = (prompt.inputs.len() + prompt.targets.len()) as u64;
+            choices = prompt.options.zip(prompt.answer);
         }
+        self.counts.text_bytes += self.text_bytes;
         match self.fit(bound, template)? {
             Ok(shortened) => self.counts.shortened += u64::from(shortened),
             Err(failure) => return Ok(Err(failure)),
@@ -325,14 +383,13 @@ impl<'p> Worker<'p> {
             }
             Rows::Eval(rows) => {
                 let mut options = Vec::new();
-                for option in prompt.options.iter().flat_map(|options| options.iter()) {
+                for option in choices.iter().flat_map(|(options, _)| options.iter()) {
                     let mut ids = Vec::new();
                     self.encoder.encode_into(option, &mut ids)?;
                     ids.push(self.plan.eos.id);
                     options.push(ids);
                 }
-                let answer = prompt.options.as_ref().zip(prompt.answer.as_ref());
-                let answer = answer.and_then(|(options, answer)| options.iter().position(|o| **o == **answer));
+                let answer = choices.and_then(|(options, answer)| options.iter().position(|o| **o == *answer));
                 rows.push(&self.ids, &self.targets, &options, answer.map_or(-1, |i| i as i32));
                 rows.rows() >= GROUP_ROWS
             }
@@ -341,6 +398,31 @@ impl<'p> Worker<'p> {
             self.flush()?;
         }
         Ok(Ok(()))
+    }
+
+    /// Encodes a prompt that is put together from pieces into `ids` and `targets`, each piece that is a field once a row.
+    /// `false`: it has to be rendered.
+    fn encode_joined(&mut self, bound: &Bound, template: usize) -> Result<bool> {
+        let program = &self.task.task.program;
+        let Some(joints) = &mut self.joints else { return Ok(false) };
+        let Some(sides) = program.pieces(bound, template) else { return Ok(false) };
+        let text = |piece: &Piece| match piece {
+            Piece::Text(text) => text,
+            Piece::Slot(slot) => program.slot(bound, *slot),
+        };
+        // Rendering says which side is empty.
+        if sides.iter().any(|side| side.iter().all(|piece| text(piece).trim().is_empty())) {
+            return Ok(false);
+        }
+        self.text_bytes = sides.iter().flat_map(|side| side.iter()).map(|piece| text(piece).len() as u64).sum();
+        for (side, ids) in sides.iter().zip([&mut self.ids, &mut self.targets]) {
+            for piece in side.iter() {
+                joints.prepare(piece, program, bound, &mut self.encoder)?;
+            }
+            ids.clear();
+            self.encoder.encode_joined(side.iter().map(|piece| joints.part(piece)), ids)?;
+        }
+        Ok(true)
     }
 
     /// Puts exemplars and markers around the inputs and encodes them into `ids`; gives the exemplars.

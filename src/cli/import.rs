@@ -10,7 +10,7 @@ use crate::import::{self, Imported, flan, promptsource};
 
 /// Take over templates that others wrote, as task definitions
 ///
-/// Writes <cluster>/<task>.toml below --out and prints the paths. What cannot be taken over is reported on stderr, with
+/// Writes CLUSTER/TASK.toml below --out and prints the paths. What cannot be taken over is reported on stderr, with
 /// its place; the rest is taken over all the same, and the exit code is 1.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  flanc import promptsource templates/ --out imported\n  \

@@ -15,6 +15,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 
+use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Enumerator, Object, ObjectRepr, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Expression, Template, UndefinedBehavior, Value};
 
@@ -24,6 +25,7 @@ use crate::example::Datum;
 use super::check;
 use super::definition::{Body, Definition, Dialect};
 use super::options;
+use super::pieces::{Piece, Slot, pieces};
 use super::python;
 use super::snippet::Snippet;
 use crate::seed::{Seed, Stream};
@@ -57,13 +59,17 @@ static PROMPTSOURCE_ENVIRONMENTS: [LazyLock<Environment<'static>>; SIZE_CLASSES.
 fn environment(class: usize) -> Environment<'static> {
     let mut env = limited_environment(class);
     env.set_undefined_behavior(UndefinedBehavior::Strict);
-    let syntax = minijinja::syntax::SyntaxConfig::builder().keep_trailing_newline(true).build();
-    env.set_syntax(syntax.expect("the default delimiters are valid"));
+    env.set_syntax(syntax());
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     env.add_filter("ascii_lower", |text: &str| text.to_ascii_lowercase());
     env.add_filter("regex_replace", regex_replace);
     env.add_filter("numbered", numbered);
     env
+}
+
+fn syntax() -> SyntaxConfig {
+    let syntax = SyntaxConfig::builder().keep_trailing_newline(true).build();
+    syntax.expect("the default delimiters are valid")
 }
 
 fn promptsource_environment(class: usize) -> Environment<'static> {
@@ -115,6 +121,8 @@ pub struct Program {
     options: Option<usize>,
     answer: Option<usize>,
     templates: Vec<TemplateProgram>,
+    /// What stands between the texts of templates that only put pieces together.
+    slots: Vec<SlotProgram>,
     /// Templates see the features as well as the fields.
     dialect: Dialect,
     /// The task's name, which draws hang on.
@@ -135,6 +143,7 @@ enum TemplateProgram {
     Sides {
         inputs: Compiled<Template<'static, 'static>>,
         targets: Compiled<Template<'static, 'static>>,
+        pieces: Option<[Vec<Piece>; 2]>,
     },
     Prompt {
         name: String,
@@ -146,7 +155,7 @@ enum TemplateProgram {
 impl TemplateProgram {
     fn sources(&self) -> impl Iterator<Item = &Compiled<Template<'static, 'static>>> {
         let (first, second) = match self {
-            TemplateProgram::Sides { inputs, targets } => (inputs, Some(targets)),
+            TemplateProgram::Sides { inputs, targets, .. } => (inputs, Some(targets)),
             TemplateProgram::Prompt { prompt, answer_choices, .. } => (prompt, answer_choices.as_ref()),
         };
         std::iter::once(first).chain(second)
@@ -173,6 +182,15 @@ pub struct RowName<'s> {
     pub index: u64,
 }
 
+enum SlotProgram {
+    Field { scope: usize, trim: bool },
+    Source(Box<Compiled<Template<'static, 'static>>>),
+}
+
+/// Bytes that are put together without the engine: half of what its fuel allows (a byte is read, trimmed and written for
+/// a 64th of a unit each), so that both give the same.
+const LARGEST_JOIN: usize = 1 << 18;
+
 enum FieldProgram {
     /// Not read by anything that is rendered.
     Unused,
@@ -185,6 +203,8 @@ enum FieldProgram {
 pub struct Bound {
     class: usize,
     fields: Arc<Scope>,
+    /// By slot of the task: what it prints, once it has been asked for; `None` where the engine has to say why not.
+    slots: Arc<[OnceLock<Option<Value>>]>,
     options: Option<Arc<[String]>>,
     answer: Option<Arc<str>>,
     /// What random choices of templates draw from; absent where templates have none.
@@ -214,7 +234,11 @@ impl Bound {
 
     /// The same row with another text in a field.
     pub fn with_field(&self, field: usize, text: &str) -> Bound {
-        Bound { fields: Arc::new(self.fields.with(field, Value::from(text))), ..self.clone() }
+        Bound {
+            fields: Arc::new(self.fields.with(field, Value::from(text))),
+            slots: self.slots.iter().map(|_| OnceLock::new()).collect(),
+            ..self.clone()
+        }
     }
 }
 
@@ -333,12 +357,20 @@ impl Program {
             });
         }
         let filter = definition.filter.as_ref().map(Compiled::<Expression>::new);
+        let (syntax, mut slots) = (syntax(), Vec::new());
         let templates: Vec<_> = definition
             .templates
             .iter()
             .map(|t| match &t.body {
                 Body::Sides { inputs, targets } => {
-                    TemplateProgram::Sides { inputs: Compiled::new(inputs), targets: Compiled::new(targets) }
+                    let (inputs, targets) = (Compiled::new(inputs), Compiled::new(targets));
+                    let mut split = |side: &Compiled<_>| {
+                        // A longer source is refused below.
+                        (side.source.len() <= check::LARGEST_SOURCE)
+                            .then(|| pieces(side.source, &syntax, &template_names, &mut slots))?
+                    };
+                    let pieces = split(&inputs).zip(split(&targets)).map(|(inputs, targets)| [inputs, targets]);
+                    TemplateProgram::Sides { inputs, targets, pieces }
                 }
                 Body::Prompt { prompt, answer_choices, .. } => TemplateProgram::Prompt {
                     name: t.name.text.clone(),
@@ -375,6 +407,17 @@ impl Program {
             options: position("options"),
             answer: position("answer"),
             templates,
+            slots: slots
+                .into_iter()
+                .map(|slot| match slot {
+                    Slot::Field { scope, trim } => SlotProgram::Field { scope, trim },
+                    Slot::Source(source) => SlotProgram::Source(Box::new(Compiled::of(
+                        source,
+                        &Snippet::whole("slot", source),
+                        Dialect::Flanc,
+                    ))),
+                })
+                .collect(),
         })
     }
 
@@ -445,7 +488,14 @@ impl Program {
                 fields.set_from(first, &without_hyphens(feature), || value);
             }
             let draws = Seed(0).stream(&["choice", &self.task, name.split]).at(name.index);
-            return Ok(Some(Bound { class, fields, options: None, answer: None, draws: Some(draws) }));
+            return Ok(Some(Bound {
+                class,
+                fields,
+                slots: Arc::new([]),
+                options: None,
+                answer: None,
+                draws: Some(draws),
+            }));
         }
         let options = self.options.and_then(|i| fields.get(i)).map(option_list).transpose()?;
         let answer: Option<Arc<str>> = self.answer.and_then(|i| fields.get(i)).map(|v| v.to_string().into());
@@ -461,7 +511,8 @@ impl Program {
             }
             fields.set(self.template_names.len() - 1, Value::from(options::block(options)));
         }
-        Ok(Some(Bound { class, fields, options: options.map(Arc::from), answer, draws: None }))
+        let slots = self.slots.iter().map(|_| OnceLock::new()).collect();
+        Ok(Some(Bound { class, fields, slots, options: options.map(Arc::from), answer, draws: None }))
     }
 
     /// Whether the filter keeps the row.
@@ -482,18 +533,22 @@ impl Program {
     /// Renders one template over a row's fields.
     pub fn render(&self, bound: &Bound, template: usize) -> Result<Prompt, Failure> {
         let (inputs, targets) = match &self.templates[template] {
-            TemplateProgram::Sides { inputs, targets } => (inputs, targets),
+            TemplateProgram::Sides { inputs, targets, .. } => (inputs, targets),
             TemplateProgram::Prompt { prompt, .. } => {
                 let parts = self.parts(bound, template)?;
                 return prompt_of(parts).map_err(|reason| failure(reason, &prompt.place));
             }
         };
-        let side = |compiled: &Compiled<Template<'static, 'static>>| {
-            compiled.render(bound.class, Value::from_dyn_object(bound.fields.clone()))
+        let side = |compiled: &Compiled<Template<'static, 'static>>, side: usize| {
+            let joined = self.pieces(bound, template).map(|sides| join(sides[side], |slot| self.slot(bound, slot)));
+            match joined {
+                Some(text) => Ok(text),
+                None => compiled.render(bound.class, Value::from_dyn_object(bound.fields.clone())),
+            }
         };
         let prompt = Prompt {
-            inputs: side(inputs)?,
-            targets: side(targets)?,
+            inputs: side(inputs, 0)?,
+            targets: side(targets, 1)?,
             options: bound.options.clone(),
             answer: bound.answer.clone(),
         };
@@ -504,6 +559,54 @@ impl Program {
             return Err(failure(Reason::EmptyInputs, &inputs.place));
         }
         Ok(prompt)
+    }
+
+    /// The number of slots of the task.
+    pub fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The pieces of a template's inputs and of its targets, if it is made of pieces.
+    pub fn template_pieces(&self, template: usize) -> Option<[&[Piece]; 2]> {
+        match &self.templates[template] {
+            TemplateProgram::Sides { pieces: Some([inputs, targets]), .. } => Some([inputs, targets]),
+            _ => None,
+        }
+    }
+
+    /// The same for a row for which all its slots can be printed, and are not so long that the engine might refuse.
+    pub fn pieces(&self, bound: &Bound, template: usize) -> Option<[&[Piece]; 2]> {
+        let sides = self.template_pieces(template)?;
+        for side in sides {
+            let mut length = 0;
+            for piece in side {
+                length += match piece {
+                    Piece::Text(text) => text.len(),
+                    Piece::Slot(slot) => self.print_slot(bound, *slot)?.len(),
+                };
+            }
+            if length > LARGEST_JOIN {
+                return None;
+            }
+        }
+        Some(sides)
+    }
+
+    /// What a slot prints for a row; nothing where [`Program::pieces`] has found that it cannot.
+    pub fn slot<'b>(&self, bound: &'b Bound, slot: usize) -> &'b str {
+        self.print_slot(bound, slot).unwrap_or_default()
+    }
+
+    fn print_slot<'b>(&self, bound: &'b Bound, slot: usize) -> Option<&'b str> {
+        let printed = bound.slots[slot].get_or_init(|| match &self.slots[slot] {
+            SlotProgram::Field { scope, .. } => bound.fields.get(*scope).filter(|value| value.as_str().is_some()),
+            SlotProgram::Source(source) => {
+                let context = Value::from_dyn_object(bound.fields.clone());
+                source.render(bound.class, context).ok().map(Value::from)
+            }
+        });
+        let text = printed.as_ref()?.as_str()?;
+        Some(if matches!(self.slots[slot], SlotProgram::Field { trim: true, .. }) { text.trim() } else { text })
     }
 
     /// What a template of promptsource's dialect prints, as its `apply` returns it. No parts for other templates.
@@ -528,6 +631,17 @@ impl Program {
         let parts = split(&printed, |part| python::strip(&part.replace(PROTECTOR, SEPARATOR)).to_owned());
         Ok(Parts { parts, choices })
     }
+}
+
+/// Puts the pieces of a side together.
+fn join<'b>(pieces: &[Piece], slot: impl Fn(usize) -> &'b str) -> String {
+    let text = |piece: &Piece| match piece {
+        Piece::Text(text) => *text,
+        Piece::Slot(index) => slot(*index),
+    };
+    let mut joined = String::with_capacity(pieces.iter().map(|piece| text(piece).len()).sum());
+    pieces.iter().for_each(|piece| joined.push_str(text(piece)));
+    joined
 }
 
 /// Two parts are a prompt; what anything else says is counted under a reason of its own.

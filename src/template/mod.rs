@@ -5,6 +5,7 @@ pub mod definition;
 pub mod engine;
 pub mod exemplar;
 pub mod options;
+pub mod pieces;
 pub mod python;
 pub mod snippet;
 pub mod types;
