@@ -63,4 +63,10 @@ pub mod link;
 pub mod compile;
 pub mod verify;
 
+// The trainer.
+pub mod model;
+
+pub mod eval;
+pub mod train;
+
 pub mod cli;

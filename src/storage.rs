@@ -210,6 +210,12 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     pending.commit()
 }
 
+/// Adds bytes to the end of a file. What is cut off by a crash has to be recognised by whoever reads it.
+pub fn append(path: &Path, bytes: &[u8]) -> Result<()> {
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    file.and_then(|mut file| file.write_all(bytes)).map_err(|e| failure("write", path, &e))
+}
+
 /// Removes a file; one that is not there is fine.
 pub fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {

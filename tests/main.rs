@@ -7,6 +7,8 @@ mod suite {
     mod compile;
     /// ArrayRecord and Parquet files, as their own writers leave them and in every state of disrepair.
     mod containers;
+    /// Evaluation: options by rank, answers by generation.
+    mod eval;
     /// Exemplars, the mixtures of FLAN v1, contamination.
     mod exemplars;
     /// What a compile does where the system refuses: no space, no permission, a file in the way; and its memory.
@@ -19,10 +21,14 @@ mod suite {
     mod import;
     /// TFDS corpora: headers, TFRecord, `tf.train.Example`, feature trees, rows; and corpora that are not as they should be.
     mod ingest;
+    /// The model: against transformers, packed against single segments, saved and loaded.
+    mod model;
     /// The output as pyarrow, polars and Hugging Face datasets read it.
     mod readers;
     /// What is said about recipes and definitions, by fixtures.
     mod recipe;
     /// The plans of the bundled recipes.
     mod recipes;
+    /// Training: what it learns, how it goes on, what it refuses.
+    mod train;
 }

@@ -10,11 +10,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{DataDirs, Definitions, Outcome, grouped, print, report};
 use crate::compile::{self, Compiled, Progress};
-use crate::diag::Diagnostic;
 use crate::mixture;
 use crate::plan::plan;
 use crate::shard::manifest::Manifest;
-use crate::template::engine::STACK_BYTES;
 
 /// Compile a recipe: read, expand, tokenize, mix, pack, write
 ///
@@ -53,10 +51,7 @@ impl Compile {
         report(&warnings);
         let (recipe, warnings) = mixture::find(self.recipe.as_deref().unwrap_or(SAMPLE), &catalogue)?;
         report(&warnings);
-        let threads = self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).stack_size(STACK_BYTES).build();
-        let pool =
-            pool.map_err(|e| Box::new(Diagnostic::error("threads", format!("cannot start {threads} threads: {e}"))))?;
+        let pool = super::threads(self.threads)?;
         let plan = plan(recipe, &catalogue, &self.data.data_dirs)?;
         report(&plan.warnings);
         let progress = Progress::default();

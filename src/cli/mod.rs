@@ -5,6 +5,7 @@
 
 mod check;
 mod compile;
+mod eval;
 mod explain;
 mod import;
 mod recipe;
@@ -12,6 +13,7 @@ mod render;
 mod rows;
 mod tasks;
 mod tokenizer;
+mod train;
 mod verify;
 
 use std::io::{self, Write};
@@ -22,6 +24,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::diag::{Diagnostic, Severity};
 use crate::task::{self, Catalogue, Folder};
+use crate::template::engine::STACK_BYTES;
 
 /// A compiler for instruction-tuning mixtures: TFDS corpora and Jinja templates in, tokenized Parquet shards out.
 #[derive(Parser)]
@@ -43,6 +46,8 @@ enum Command {
     Rows(rows::Rows),
     Render(render::Render),
     Tokenizer(tokenizer::Tokenizer),
+    Train(train::Train),
+    Eval(eval::Eval),
 }
 
 /// Where corpora lie.
@@ -122,6 +127,8 @@ pub fn run() -> ExitCode {
         Command::Rows(command) => command.run(),
         Command::Render(command) => command.run(),
         Command::Tokenizer(command) => command.run(),
+        Command::Train(command) => command.run(),
+        Command::Eval(command) => command.run(),
     };
     match outcome {
         Ok(()) | Err(Failure::OutputClosed) => ExitCode::SUCCESS,
@@ -170,6 +177,13 @@ fn report(list: &[Diagnostic]) {
         text.push_str(&format!("{errors} errors, {} warnings\n", list.len() - errors));
     }
     let _ = io::stderr().write_all(text.as_bytes()); // nowhere left to say that stderr is closed
+}
+
+/// A pool of so many threads, or of as many as there are.
+fn threads(threads: Option<usize>) -> crate::diag::Result<rayon::ThreadPool> {
+    let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).stack_size(STACK_BYTES).build();
+    pool.map_err(|e| Diagnostic::error("threads", format!("cannot start {threads} threads: {e}")).into())
 }
 
 /// Parses `a..b`, `a..`, `..b` or a single row.

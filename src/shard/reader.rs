@@ -26,6 +26,11 @@ pub fn open(root: &Path, relative: &str, batch: usize) -> Result<ShardReader> {
 
 /// Opens a file to read only the top-level `columns`; none named means all.
 pub fn open_columns(root: &Path, relative: &str, batch: usize, columns: &[&str]) -> Result<ShardReader> {
+    open_from(root, relative, batch, columns, 0)
+}
+
+/// Opens a file to read `columns` of the rows after the first `skip`.
+pub fn open_from(root: &Path, relative: &str, batch: usize, columns: &[&str], skip: usize) -> Result<ShardReader> {
     let path = root.join(relative);
     let mapped = storage::map(&path)?;
     let unreadable = |e: &dyn std::fmt::Display| {
@@ -44,7 +49,7 @@ pub fn open_columns(root: &Path, relative: &str, batch: usize, columns: &[&str])
         let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
         builder.with_projection(mask)
     };
-    let batches = builder.with_batch_size(batch).build().map_err(|e| unreadable(&e))?;
+    let batches = builder.with_batch_size(batch).with_offset(skip).build().map_err(|e| unreadable(&e))?;
     Ok(ShardReader { metadata, rows, batches, path })
 }
 

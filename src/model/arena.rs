@@ -1,0 +1,188 @@
+//! The table of tensors: every number that a model keeps, with name, shape and purpose, before any memory is taken.
+//!
+//! A model is laid out by writing its table ([`super::decoder::Decoder::lay_out`]); a backend then takes the memory
+//! for it in one go. `flanc train --plan` prints the same table, so the plan cannot differ from what happens.
+
+use std::fmt::Write;
+
+use crate::diag::Diagnostic;
+
+/// A line of the table. Operations name their operands by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tensor(u32);
+
+impl Tensor {
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// What a tensor is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Group {
+    Weights,
+    Gradients,
+    Optimizer,
+    /// Kept from the forward pass for the backward pass.
+    Activations,
+    /// Used anew by every layer.
+    Workspace,
+}
+
+impl Group {
+    pub const ALL: [Group; 5] =
+        [Group::Weights, Group::Gradients, Group::Optimizer, Group::Activations, Group::Workspace];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Group::Weights => "weights",
+            Group::Gradients => "gradients",
+            Group::Optimizer => "optimizer",
+            Group::Activations => "activations",
+            Group::Workspace => "workspace",
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub name: String,
+    pub group: Group,
+    pub shape: Vec<usize>,
+}
+
+impl Entry {
+    /// Numbers in the tensor; `usize::MAX` where there are more than can be counted.
+    pub fn len(&self) -> usize {
+        self.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).unwrap_or(usize::MAX)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes on a backend that keeps f32.
+    pub fn bytes(&self) -> u64 {
+        (self.len() as u64).saturating_mul(4)
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Table {
+    entries: Vec<Entry>,
+}
+
+impl Table {
+    pub fn add(&mut self, group: Group, name: impl Into<String>, shape: &[usize]) -> Tensor {
+        self.entries.push(Entry { name: name.into(), group, shape: shape.to_vec() });
+        Tensor(self.entries.len() as u32 - 1)
+    }
+
+    pub fn get(&self, tensor: Tensor) -> &Entry {
+        &self.entries[tensor.index()]
+    }
+
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    pub fn bytes(&self, group: Group) -> u64 {
+        self.entries.iter().filter(|e| e.group == group).fold(0, |sum, e| sum.saturating_add(e.bytes()))
+    }
+
+    pub fn total_bytes(&self) -> u64 {
+        Group::ALL.iter().fold(0, |sum, &group| sum.saturating_add(self.bytes(group)))
+    }
+
+    /// The table as text: each group with its largest members, layers summed up, and whether it fits.
+    pub fn plan(&self, memory: Option<u64>) -> String {
+        let mut text = String::new();
+        let width = self.entries.iter().map(|e| e.name.len() + 2).max().unwrap_or(2);
+        let within = width - 2;
+        for group in Group::ALL {
+            let _ = writeln!(text, "{:<width$} {:>12}", group.name(), megabytes(self.bytes(group)));
+            for line in self.lines(group) {
+                let shape: Vec<String> = line.shape.iter().map(usize::to_string).collect();
+                let times = if line.count > 1 { format!("{} × ", line.count) } else { String::new() };
+                let _ = writeln!(
+                    text,
+                    "  {:<within$} {:>12}  {times}({})",
+                    line.name,
+                    megabytes(line.bytes),
+                    shape.join(", ")
+                );
+            }
+        }
+        let total = self.total_bytes();
+        let _ = writeln!(text, "{:<width$} {:>12}", "in all", megabytes(total));
+        if let Some(memory) = memory {
+            let verdict = if total <= memory { "fits into" } else { "does not fit into" };
+            let _ = writeln!(text, "{verdict} {}", megabytes(memory));
+        }
+        text
+    }
+
+    /// Tensors of a group; those that every layer has in one line.
+    pub fn lines(&self, group: Group) -> Vec<Line> {
+        let mut lines: Vec<Line> = Vec::new();
+        for entry in self.entries.iter().filter(|e| e.group == group) {
+            let name = every_layer(&entry.name);
+            match lines.iter_mut().find(|l| l.name == name && l.shape == entry.shape) {
+                Some(line) => {
+                    line.count += 1;
+                    line.bytes = line.bytes.saturating_add(entry.bytes());
+                }
+                None => lines.push(Line { name, shape: entry.shape.clone(), count: 1, bytes: entry.bytes() }),
+            }
+        }
+        lines
+    }
+
+    /// What is said when the memory for `tensor` cannot be had.
+    pub fn out_of_memory(&self, tensor: usize) -> Box<Diagnostic> {
+        let entry = &self.entries[tensor];
+        let help = match entry.group {
+            Group::Activations | Group::Workspace => {
+                "lower --micro-batch, or give --recompute, which keeps one layer's activations in place of all"
+            }
+            Group::Weights | Group::Gradients | Group::Optimizer => {
+                "take a smaller model or a machine with more memory"
+            }
+        };
+        Diagnostic::error("out-of-memory", format!("no memory is left for `{}`", entry.name))
+            .found(format!(
+                "{} for it, {} for the whole run: {}",
+                megabytes(entry.bytes()),
+                megabytes(self.total_bytes()),
+                Group::ALL.map(|g| format!("{} {}", g.name(), megabytes(self.bytes(g)))).join(", ")
+            ))
+            .help(help)
+            .help("--plan prints what goes where")
+            .into()
+    }
+}
+
+/// Tensors of one name and shape, over all layers.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Line {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub count: usize,
+    pub bytes: u64,
+}
+
+/// `model.layers.3.mlp` → `model.layers.*.mlp`
+fn every_layer(name: &str) -> String {
+    name.split('.').map(|part| if part.parse::<u32>().is_ok() { "*" } else { part }).collect::<Vec<_>>().join(".")
+}
+
+pub fn megabytes(bytes: u64) -> String {
+    let bytes = bytes as f64;
+    if bytes >= 1e10 {
+        format!("{:.1} GB", bytes / 1e9)
+    } else if bytes >= 1e5 {
+        format!("{:.1} MB", bytes / 1e6)
+    } else {
+        format!("{:.1} kB", bytes / 1e3)
+    }
+}

@@ -1,0 +1,10 @@
+//! Decoder-only language models: configuration, weights, and the operations that they consist of.
+//!
+//! Knows nothing of templates, corpora or shards.
+
+pub mod arena;
+pub mod config;
+pub mod cpu;
+pub mod decoder;
+pub mod ops;
+pub mod weights;

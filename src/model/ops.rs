@@ -1,0 +1,238 @@
+//! Every operation of a model: formula, shapes, and what a backend owes.
+//!
+//! [`super::decoder`] writes the forward and backward pass of a model once, in these operations; a backend
+//! ([`super::cpu`]) carries them out. There is no autograd: each operation that has a gradient has a backward
+//! operation beside it, and the decoder calls them in reverse.
+//!
+//! Letters in shapes:
+//!
+//! | | |
+//! | --- | --- |
+//! | N | tokens of the batch, all rows and segments one after another: what others call B·T |
+//! | B, T | rows of a packed shard and their length; the operations see only N and segments |
+//! | C | width of the residual stream |
+//! | F | width inside the MLP |
+//! | V | vocabulary |
+//! | L | layers |
+//! | H, K, D | query heads, key-value heads, width of a head |
+//! | R | rows of a chunk of those positions that predict something |
+//!
+//! Matrices are row-major; weights of linear layers are (out, in), as checkpoints have them. Row counts of
+//! activations come from the batch, which may be shorter than the tensors were laid out for.
+//!
+//! A backend owes the same bytes for the same inputs, whatever the number of threads or the order in which blocks
+//! run: sums have a fixed order. `+=` marks outputs that are added to; all others are overwritten, whatever they
+//! hold (NaN included).
+
+use super::arena::{Table, Tensor};
+use crate::diag::Result;
+
+/// The tokens of a forward pass, and which of their positions are trained or scored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// (N)
+    pub ids: Vec<u32>,
+    /// Lengths of the segments, which add up to N. A token attends to those before it in its segment and to itself;
+    /// its position is counted from the segment's first token.
+    pub segments: Vec<u32>,
+    /// Positions that predict something, ascending.
+    pub rows: Vec<u32>,
+    /// The token that each of `rows` has to predict.
+    pub targets: Vec<u32>,
+}
+
+impl Batch {
+    pub fn tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Adds a segment whose token i is predicted (from the one before it) where `trained(i)`.
+    pub fn push(&mut self, ids: &[u32], trained: impl Fn(usize) -> bool) {
+        let start = self.ids.len();
+        for i in (1..ids.len()).filter(|&i| trained(i)) {
+            self.rows.push((start + i - 1) as u32);
+            self.targets.push(ids[i]);
+        }
+        self.ids.extend_from_slice(ids);
+        self.segments.push(ids.len() as u32);
+    }
+
+    pub fn clear(&mut self) {
+        self.ids.clear();
+        self.segments.clear();
+        self.rows.clear();
+        self.targets.clear();
+    }
+}
+
+/// Which way [`Ops::rope`] turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    Forward,
+    /// The transposed rotation: what the gradient goes through.
+    Back,
+}
+
+/// Length of all gradients together.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Norm {
+    pub value: f64,
+    /// False if any gradient is NaN or infinite.
+    pub finite: bool,
+}
+
+/// Second moments that Adafactor keeps for a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moments {
+    /// Of a matrix (O, I): means over its rows (O) and over its columns (I).
+    Factored { rows: Tensor, columns: Tensor },
+    /// Of a vector, each.
+    Full(Tensor),
+}
+
+/// What an Adafactor step is done with; see [`Ops::adafactor`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdafactorStep {
+    /// Learning rate of this step.
+    pub rate: f64,
+    /// `1 - t^decay`.
+    pub beta2: f64,
+    /// Added to squared gradients.
+    pub eps1: f64,
+    /// Smallest scale of a parameter.
+    pub eps2: f64,
+    pub clip_threshold: f64,
+    pub weight_decay: f64,
+    /// Multiply the rate by the root mean square of the tensor.
+    pub scale_parameter: bool,
+    /// Every gradient is multiplied by this first (clipping by norm).
+    pub gradient_scale: f64,
+}
+
+/// A backend: the memory of a table, and the operations on it.
+pub trait Ops: Sized {
+    /// Takes the memory that `table` asks for; weights are undefined, all else is zero.
+    fn allocate(table: Table) -> Result<Self>;
+
+    fn table(&self) -> &Table;
+
+    /// Copies numbers into a tensor.
+    fn write(&mut self, tensor: Tensor, values: &[f32]);
+
+    /// Copies a tensor's numbers out.
+    fn read(&self, tensor: Tensor) -> Vec<f32>;
+
+    fn zero(&mut self, tensor: Tensor);
+
+    /// Makes `batch` the one that all operations are about; ids are below V, segments not longer than the rotations.
+    fn load(&mut self, batch: &Batch);
+
+    /// Sets how far each pair of a head turns a position (D / 2), for positions below `positions`.
+    fn set_rotations(&mut self, frequencies: &[f32], positions: usize);
+
+    // Embedding
+
+    /// `y[n] = table[ids[n]]` · y (N, C), table (V, C)
+    fn embed(&mut self, y: Tensor, table: Tensor);
+
+    /// `dtable[ids[n]] += dy[n]`, in ascending n
+    fn embed_backward(&mut self, dtable: Tensor, dy: Tensor);
+
+    // RMSNorm (Zhang & Sennrich 2019)
+
+    /// `y = x · rstd · w`, `rstd = 1 / sqrt(mean(x²) + eps)` over the last dimension ·
+    /// y, x (N, C), w (C), rstd (N); or, for heads, (N·H, D), (D), (N·H)
+    fn rmsnorm(&mut self, y: Tensor, rstd: Tensor, x: Tensor, w: Tensor, eps: f32);
+
+    /// `sum = x + delta`, then [`Ops::rmsnorm`] of the sum: a residual connection and the norm after it · all (N, C)
+    #[allow(clippy::too_many_arguments)] // they are the operands
+    fn residual_rmsnorm(&mut self, y: Tensor, rstd: Tensor, sum: Tensor, x: Tensor, delta: Tensor, w: Tensor, eps: f32);
+
+    /// With `g = dy · w`: `dx += rstd · g - x · rstd³ · mean(g · x)`, `dw += Σ_n dy · x · rstd`
+    fn rmsnorm_backward(&mut self, dx: Tensor, dw: Tensor, dy: Tensor, x: Tensor, w: Tensor, rstd: Tensor);
+
+    // Linear
+
+    /// `y = x wᵀ + bias` · y (rows, O), x (rows, I), w (O, I), bias (O)
+    fn linear(&mut self, y: Tensor, x: Tensor, w: Tensor, bias: Option<Tensor>, rows: usize);
+
+    /// `dx = dy w`, or `dx += dy w` · dx (rows, I), dy (rows, O), w (O, I)
+    fn linear_backward_input(&mut self, dx: Tensor, dy: Tensor, w: Tensor, rows: usize, add: bool);
+
+    /// `dw += dyᵀ x`, `dbias += Σ_rows dy` · dw (O, I), dy (rows, O), x (rows, I), dbias (O)
+    fn linear_backward_weight(&mut self, dw: Tensor, dbias: Option<Tensor>, dy: Tensor, x: Tensor, rows: usize);
+
+    // RoPE (Su et al. 2021), in the halves form of Hugging Face's checkpoints
+
+    /// In place, for each head and i < D/2, with `a` the position times the frequency of i:
+    /// `x[i], x[i + D/2] = x[i] cos a - x[i + D/2] sin a, x[i + D/2] cos a + x[i] sin a` · x (N, heads, D)
+    fn rope(&mut self, x: Tensor, turn: Turn);
+
+    // Attention: softmax over the tokens of the same segment up to itself, D^-½ as scale
+
+    /// `S = q kᵀ / sqrt(D)` where visible, `o = softmax(S) v`, `lse = log Σ exp S`; query head h reads key-value head
+    /// h / (H / K) · q, o (N, H, D), k, v (N, K, D), lse (N, H), in whichever order the backend likes
+    fn attention(&mut self, o: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor);
+
+    /// With `P = exp(S - lse)`, `delta = Σ_D do · o`, `dS = P (do vᵀ - delta)`:
+    /// `dq = dS k / sqrt(D)`, `dk = dSᵀ q / sqrt(D)`, `dv = Pᵀ do`; dk and dv are sums over the heads of a group
+    fn attention_backward(&mut self, gradients: AttentionGradients, saved: AttentionSaved);
+
+    // SwiGLU (Shazeer 2020)
+
+    /// `h = silu(gate) · up`, `silu(x) = x / (1 + exp(-x))` · all (N, F)
+    fn swiglu(&mut self, h: Tensor, gate: Tensor, up: Tensor);
+
+    /// In place: gate and up become their own gradients, given dh
+    fn swiglu_backward(&mut self, gate: Tensor, up: Tensor, dh: Tensor);
+
+    // Loss, a chunk of R of the batch's `rows` at a time, beginning with number `first`: logits of all tokens never exist
+
+    /// `y[r] = x[rows[first + r]]` · y (R, C), x (N, C)
+    fn gather(&mut self, y: Tensor, x: Tensor, first: usize, count: usize);
+
+    /// `dx[rows[first + r]] = dy[r]` · the other rows of dx stay as they are
+    fn scatter(&mut self, dx: Tensor, dy: Tensor, first: usize, count: usize);
+
+    /// `losses[first + r] = log Σ_v exp logits[r, v] - logits[r, targets[first + r]]`; if `gradient` is given, logits
+    /// become `gradient · (softmax(logits) - onehot(target))` · losses (N), logits (R, V)
+    fn cross_entropy(&mut self, losses: Tensor, logits: Tensor, first: usize, count: usize, gradient: Option<f32>);
+
+    /// The losses of the batch's `rows`. A log-likelihood of a text is minus the sum over its tokens.
+    fn losses(&self, losses: Tensor, count: usize) -> Vec<f32>;
+
+    /// The most likely token of each row, the lowest id of several · logits (R, V)
+    fn argmax(&mut self, logits: Tensor, count: usize) -> Vec<u32>;
+
+    // Optimizer
+
+    /// `sqrt(Σ g²)` over all the gradients
+    fn norm(&mut self, gradients: &[Tensor]) -> Norm;
+
+    /// A step of Adafactor (Shazeer & Stern 2018) as transformers does it, without first moment; with g scaled:
+    ///
+    /// `q = g² + eps1`; of a matrix `vr = β₂ vr + (1-β₂) mean_I q`, `vc = β₂ vc + (1-β₂) mean_O q`,
+    /// `u = g · (vr / mean vr)^-½ · vc^-½`; of a vector `v = β₂ v + (1-β₂) q`, `u = g · v^-½`.
+    /// `u /= max(1, rms(u) / clip_threshold)`; `lr = rate · [max(eps2, rms(w))]`;
+    /// `w -= weight_decay · lr · w`; `w -= lr · u`
+    fn adafactor(&mut self, w: Tensor, g: Tensor, moments: Moments, step: &AdafactorStep);
+}
+
+/// Outputs of [`Ops::attention_backward`].
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionGradients {
+    pub dq: Tensor,
+    pub dk: Tensor,
+    pub dv: Tensor,
+}
+
+/// Inputs of [`Ops::attention_backward`]: the gradient of the output, and operands and results of the forward pass.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionSaved {
+    pub dout: Tensor,
+    pub o: Tensor,
+    pub lse: Tensor,
+    pub q: Tensor,
+    pub k: Tensor,
+    pub v: Tensor,
+}

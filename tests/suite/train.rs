@@ -1,0 +1,292 @@
+//! Training: that it learns, that it goes on to the bit where it was, and what it says when it cannot.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use flanc::diag::Result;
+use flanc::model::cpu::Cpu;
+use flanc::model::ops::Batch;
+use flanc::shard::columns::PackedRows;
+use flanc::shard::writer::{Order, ShardWriter};
+use flanc::train::data::{Data, Limits};
+use flanc::train::settings::Settings;
+use flanc::train::{Event, Origin, Run, Summary};
+
+use super::compile::{Scratch, run, stderr, walk};
+
+const RECIPE: &str = "tasks = ['rte', 'trec']\nlengths = { inputs = 96, targets = 31 }\n\
+    output = { profile = 'packed', sequence = 128, shard_tokens = 30_000 }";
+
+const CONFIG: &str = r#"{"model_type": "llama", "vocab_size": 2048, "hidden_size": 16, "intermediate_size": 24,
+    "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 128, "tie_word_embeddings": true}"#;
+
+const SETTINGS: &str = "steps = 12\ntokens_per_step = 1024\nmicro_batch = 512\ncheckpoint_every = 2\n\
+    validate_every = 5\nvalidate_rows = 2\noptimizer.learning_rate = 3e-3\nschedule.warmup = 2\n";
+
+/// A compiled mixture, and a model to be.
+struct Bench {
+    scratch: Scratch,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        Bench::of(RECIPE)
+    }
+
+    fn of(recipe: &str) -> Bench {
+        let scratch = Scratch::new();
+        run(recipe, &scratch.join("data"));
+        fs::write(scratch.join("config.json"), CONFIG).unwrap();
+        Bench { scratch }
+    }
+
+    fn run(&self, out: &str, settings: &str) -> Run {
+        Run {
+            data: self.scratch.join("data"),
+            out: self.scratch.join(out),
+            origin: Origin::Fresh(self.scratch.join("config.json")),
+            settings: toml::from_str(settings).unwrap(),
+        }
+    }
+
+    fn program(&self, out: &str, settings: &str) -> Command {
+        fs::write(self.scratch.join("train.toml"), settings).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flanc"));
+        command.arg("train").arg("--data").arg(self.scratch.join("data")).arg("--out").arg(self.scratch.join(out));
+        command.arg("--init").arg(self.scratch.join("config.json"));
+        command.arg("--settings").arg(self.scratch.join("train.toml")).args(["--threads", "2"]);
+        command
+    }
+}
+
+fn train(run: &Run) -> (Result<Summary>, Vec<Event>) {
+    let mut events = Vec::new();
+    let outcome = flanc::train::train::<Cpu>(run, &mut |event| events.push(event.clone()));
+    (outcome, events)
+}
+
+fn losses(events: &[Event]) -> Vec<f64> {
+    events.iter().filter_map(|e| if let Event::Step { loss, .. } = e { Some(*loss) } else { None }).collect()
+}
+
+/// Steps and validations of a log, without what depends on the clock.
+fn logged(out: &Path) -> Vec<String> {
+    let text = fs::read_to_string(out.join("log.jsonl")).unwrap();
+    let events = text.lines().map(|line| serde_json::from_str::<Event>(line).unwrap());
+    let timeless = events.filter_map(|event| match event {
+        Event::Step { step, loss, targets, tokens, rate, norm, .. } => {
+            Some(format!("{step} {loss} {targets} {tokens} {rate} {norm}"))
+        }
+        Event::Validation { step, loss, targets } => Some(format!("validation {step} {loss} {targets}")),
+        _ => None,
+    });
+    timeless.collect()
+}
+
+#[test]
+fn the_loss_falls_and_a_second_run_does_nothing() {
+    let bench = Bench::new();
+    let first = bench.run("run", SETTINGS);
+    let (outcome, events) = train(&first);
+    let summary = outcome.unwrap();
+    let steps = losses(&events);
+    assert_eq!(steps.len(), 12);
+    assert!((steps[0] - 2048f64.ln()).abs() < 0.1, "fresh weights know nothing: {}", steps[0]);
+    assert!(steps[11] < steps[0] - 0.3, "{steps:?}");
+    assert_eq!(events.iter().filter(|e| matches!(e, Event::Validation { .. })).count(), 3);
+    assert!(summary.trained && summary.skipped == 0);
+    let files = walk(&first.out);
+    assert!(files.contains(&"checkpoints/step-00000010/state.json".to_owned()), "{files:?}");
+    assert!(!files.contains(&"checkpoints/step-00000008/state.json".to_owned()), "{files:?}");
+    for name in ["loss.svg", "log.jsonl", "model/config.json", "model/model.safetensors", "model/tokenizer.json"] {
+        assert!(files.contains(&name.to_owned()), "{files:?}");
+    }
+
+    let (outcome, events) = train(&first);
+    assert_eq!((outcome.unwrap(), events), (Summary { trained: false, ..summary }, Vec::new()));
+
+    // What comes out can go in again.
+    let mut second = bench.run("second", SETTINGS);
+    second.origin = Origin::Checkpoint(first.out.join("model"));
+    let (_, events) = train(&second);
+    assert!(losses(&events)[0] < steps[0] - 0.3);
+}
+
+#[test]
+fn goes_on_to_the_bit_after_being_killed() {
+    let bench = Bench::new();
+    let settings = SETTINGS.replace("steps = 12", "steps = 40");
+    let start = |out: &str| bench.program(out, &settings).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    assert!(start("clean").wait().unwrap().success());
+    let clean = bench.scratch.join("clean");
+    let out = bench.scratch.join("killed");
+    let mut killed = 0;
+    for lines in [1, 4, 9, 20, 33] {
+        let mut child = start("killed");
+        let log = out.join("log.jsonl");
+        let written = || fs::read_to_string(&log).map_or(0, |text| text.lines().count());
+        while written() < lines && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        child.kill().unwrap(); // SIGKILL
+        killed += u32::from(!child.wait().unwrap().success());
+    }
+    assert!(killed >= 2, "only {killed} of 5 runs were killed before their end");
+    assert!(start("killed").wait().unwrap().success());
+    for file in ["model/model.safetensors", "model/config.json", "checkpoints/step-00000040/optimizer.safetensors"] {
+        assert!(fs::read(clean.join(file)).unwrap() == fs::read(out.join(file)).unwrap(), "{file} differs");
+    }
+    assert_eq!(logged(&clean), logged(&out));
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over() {
+    let bench = Bench::new();
+    let clean = bench.run("clean", SETTINGS);
+    train(&clean).0.unwrap();
+    let damaged = bench.run("damaged", SETTINGS);
+    train(&Run { settings: Settings { steps: 8, ..damaged.settings.clone() }, ..damaged.clone() }).0.unwrap();
+    let file = damaged.out.join("checkpoints/step-00000008/optimizer.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(file, bytes).unwrap();
+    let (outcome, events) = train(&damaged);
+    outcome.unwrap();
+    assert!(matches!(events[0], Event::Started { step: 6, .. }), "{:?}", events[0]);
+    assert_eq!(logged(&clean.out), logged(&damaged.out));
+}
+
+#[test]
+fn passes_make_no_difference_but_rounding() {
+    let bench = Bench::new();
+    let with = |micro_batch: usize, recompute: bool| {
+        let run = bench.run(&format!("run{micro_batch}{recompute}"), SETTINGS);
+        let settings = Settings { micro_batch, recompute, ..run.settings.clone() };
+        losses(&train(&Run { settings, ..run }).1)
+    };
+    let whole = with(1024, false);
+    assert_eq!(whole, with(1024, true), "what is computed again is what was computed");
+    for (one, all) in with(128, false).iter().zip(&whole) {
+        assert!((one - all).abs() < 1e-4, "{one} {all}");
+    }
+}
+
+#[test]
+fn a_run_may_be_longer_but_not_another() {
+    let bench = Bench::new();
+    let whole = bench.run("whole", SETTINGS);
+    train(&whole).0.unwrap();
+    let parts = bench.run("parts", SETTINGS);
+    train(&Run { settings: Settings { steps: 7, ..parts.settings.clone() }, ..parts.clone() }).0.unwrap();
+    let other = Settings { seed: 18, ..parts.settings.clone() };
+    let said = train(&Run { settings: other, ..parts.clone() }).0.unwrap_err().to_string();
+    assert!(said.contains("error[run-differs]") && said.contains("other settings"), "{said}");
+    train(&parts).0.unwrap();
+    let model = |run: &Run| fs::read(run.out.join("model/model.safetensors")).unwrap();
+    assert!(model(&parts) == model(&whole));
+}
+
+// ---- Data ----------------------------------------------------------------------------------------------------------
+
+const LIMITS: Limits = Limits { vocabulary: 2048, positions: 128 };
+
+#[test]
+fn any_position_of_the_data_can_be_gone_on_from() {
+    let bench = Bench::new();
+    let data = Data::open(&bench.scratch.join("data"), LIMITS).unwrap().train;
+    let read = |from: u64, count: u64| -> Vec<Batch> {
+        let mut rows = data.rows_from(from);
+        let next = |_| {
+            let mut batch = Batch::default();
+            rows.next_into(&mut batch).unwrap();
+            batch
+        };
+        (0..count).map(next).collect()
+    };
+    let shards = walk(&bench.scratch.join("data/mixture")).iter().filter(|f| f.starts_with("train-")).count() / 2;
+    assert!(shards > 2, "{shards} shards");
+    let twice = read(0, 2 * data.rows);
+    let (first, second) = twice.split_at(data.rows as usize);
+    assert!(first == second, "an epoch is as the one before it");
+    for from in (0..data.rows).step_by(17).chain([data.rows - 1, data.rows, data.rows + 3]) {
+        let at = from as usize;
+        assert!(read(from, 5)[..] == twice.iter().cycle().skip(at).take(5).cloned().collect::<Vec<_>>()[..], "{from}");
+    }
+}
+
+/// Overwrites the training shards with rows of the given ids and first target.
+fn overwrite(bench: &Bench, ids: &[u32], target_start: usize) {
+    let data = bench.scratch.join("data");
+    let file = walk(&data).into_iter().find(|f| f.starts_with("mixture/train-00000") && !f.contains("provenance"));
+    let mut manifest: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(data.join("manifest.json")).unwrap()).unwrap();
+    let mut writer = ShardWriter::create(&data, &file.unwrap(), PackedRows::schema(), Order::Shuffled, &[]).unwrap();
+    let mut rows = PackedRows::default();
+    for _ in 0..8 {
+        rows.push(ids, target_start);
+        rows.close(ids.len(), 128, 0);
+    }
+    writer.write(&rows.finish()).unwrap();
+    let info = writer.finish().unwrap();
+    let files = manifest["files"].as_array_mut().unwrap();
+    files.retain(|f| !f["path"].as_str().unwrap().starts_with("mixture/"));
+    files.push(serde_json::json!(info));
+    fs::write(data.join("manifest.json"), manifest.to_string()).unwrap();
+}
+
+#[test]
+fn steps_without_targets_are_skipped_and_at_last_refused() {
+    let bench = Bench::new();
+    overwrite(&bench, &[5; 100], 100);
+    let (outcome, events) = train(&bench.run("run", &format!("max_skipped = 3\n{SETTINGS}")));
+    let said = outcome.unwrap_err().to_string();
+    assert!(said.contains("error[too-many-skipped]") && said.contains("no token of it is trained"), "{said}");
+    let skipped: Vec<_> = events.iter().filter(|e| matches!(e, Event::Skipped { .. })).collect();
+    assert_eq!(skipped.len(), 4);
+    assert!(losses(&events).is_empty());
+}
+
+#[test]
+fn nan_and_inf_leave_the_weights_alone() {
+    let bench = Bench::new();
+    let settings = SETTINGS.replace("3e-3", "1e38") + "optimizer.clip_threshold = 1e30\n";
+    let (outcome, events) = train(&bench.run("run", &format!("max_skipped = 3\n{settings}")));
+    let said = outcome.unwrap_err().to_string();
+    assert!(said.contains("error[too-many-skipped]") && said.contains("lower the learning rate"), "{said}");
+    assert!(losses(&events).iter().all(|l| l.is_finite()));
+}
+
+#[test]
+fn rows_that_do_not_fit_are_refused() {
+    let bench = Bench::new();
+    overwrite(&bench, &[5, 2047, 2048, 1], 2);
+    let said = train(&bench.run("run", SETTINGS)).0.unwrap_err().to_string();
+    assert!(said.contains("error[packed-row]") && said.contains("2048"), "{said}");
+    overwrite(&bench, &[5; 100], 50);
+    fs::write(bench.scratch.join("config.json"), CONFIG.replace("128,", "64,")).unwrap();
+    let said = train(&bench.run("run", SETTINGS)).0.unwrap_err().to_string();
+    assert!(said.contains("a segment of 100 tokens"), "{said}");
+    fs::write(bench.scratch.join("config.json"), CONFIG.replace("2048", "2047")).unwrap();
+    let said = train(&bench.run("run", SETTINGS)).0.unwrap_err().to_string();
+    assert!(said.contains("error[vocabulary]"), "{said}");
+
+    let bench = Bench::of(&RECIPE.replace("packed", "sft").replace("sequence = 128, ", ""));
+    let said = train(&bench.run("run", SETTINGS)).0.unwrap_err().to_string();
+    assert!(said.contains("error[profile]") && said.contains("`sft`"), "{said}");
+}
+
+#[test]
+fn the_program_plans_and_says_what_is_wrong() {
+    let bench = Bench::new();
+    let output = bench.program("run", SETTINGS).args(["--plan", "--memory", "0.001"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(said.contains("model.embed_tokens.weight") && said.contains("(2048, 16)"), "{said}");
+    assert!(said.contains("does not fit into 1.0 MB"), "{said}");
+    assert!(!bench.scratch.join("run").exists());
+    let output = bench.program("run", "stepz = 3").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("error[train-settings]"), "{}", stderr(&output));
+}
