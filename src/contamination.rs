@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::diag::Result;
-use crate::plan::{Plan, Role, SplitName};
+use crate::plan::{Role, Sources, SplitName};
 use crate::read::{Event, rows};
 use crate::select::Selection;
 use crate::template::engine::Bound;
@@ -55,9 +55,9 @@ impl Found {
     }
 
     /// The counts.
-    pub fn overlap(&self, plan: &Plan<'_>) -> Overlap {
+    pub fn overlap(&self, sources: &Sources<'_>) -> Overlap {
         let count = |flags: &[AtomicBool]| flags.iter().filter(|f| f.load(Ordering::Relaxed)).count() as u64;
-        let task = &plan.tasks[self.task];
+        let task = &sources.tasks[self.task];
         Overlap {
             task: task.task.name().to_owned(),
             role: task.role.name().to_owned(),
@@ -69,9 +69,12 @@ impl Found {
 }
 
 /// Compares what is trained on with what is held out; `selection` gives the selected rows of a task's split.
-pub fn find<'s>(plan: &Plan<'_>, selection: &(dyn Fn(usize, usize) -> &'s Selection + Sync)) -> Result<Vec<Found>> {
+pub fn find<'s>(
+    sources: &Sources<'_>,
+    selection: &(dyn Fn(usize, usize) -> &'s Selection + Sync),
+) -> Result<Vec<Found>> {
     let of_role = |role: Role, name: SplitName| -> Vec<Found> {
-        let tasks = plan.tasks.iter().enumerate().filter(move |(_, task)| task.role == role);
+        let tasks = sources.tasks.iter().enumerate().filter(move |(_, task)| task.role == role);
         let splits = tasks.filter_map(|(t, task)| Some((t, task.splits.iter().position(|s| s.name == name)?)));
         splits
             .map(|(task, split)| {
@@ -82,13 +85,13 @@ pub fn find<'s>(plan: &Plan<'_>, selection: &(dyn Fn(usize, usize) -> &'s Select
     };
     let (held_out, trained) = (of_role(Role::HeldOut, SplitName::Test), of_role(Role::Trained, SplitName::Train));
     let total = AtomicU64::new(0);
-    each_row(plan, &held_out, selection, &|_, _, hashes| {
+    each_row(sources, &held_out, selection, &|_, _, hashes| {
         total.fetch_add(hashes.len() as u64, Ordering::Relaxed);
     })?;
     let parts = total.into_inner().div_ceil(PART);
     for part in 0..parts {
-        let index = Index::new(plan, &held_out, selection, &|hash| hash % parts == part)?;
-        each_row(plan, &trained, selection, &|found, place, hashes| {
+        let index = Index::new(sources, &held_out, selection, &|hash| hash % parts == part)?;
+        each_row(sources, &trained, selection, &|found, place, hashes| {
             for &(hash, whole) in hashes {
                 if index.hit(hash) {
                     found.overlapping[place as usize].store(true, Ordering::Relaxed);
@@ -98,7 +101,7 @@ pub fn find<'s>(plan: &Plan<'_>, selection: &(dyn Fn(usize, usize) -> &'s Select
                 }
             }
         })?;
-        each_row(plan, &held_out, selection, &|found, place, hashes| {
+        each_row(sources, &held_out, selection, &|found, place, hashes| {
             for &(hash, whole) in hashes {
                 if index.was_hit(hash) {
                     found.overlapping[place as usize].store(true, Ordering::Relaxed);
@@ -121,13 +124,13 @@ struct Index {
 impl Index {
     /// The hashes of evaluation rows that are `wanted`.
     fn new<'s>(
-        plan: &Plan<'_>,
+        sources: &Sources<'_>,
         held_out: &[Found],
         selection: &(dyn Fn(usize, usize) -> &'s Selection + Sync),
         wanted: &(dyn Fn(u64) -> bool + Sync),
     ) -> Result<Index> {
         let collected = Mutex::new(Vec::new());
-        each_row(plan, held_out, selection, &|_, _, hashes| {
+        each_row(sources, held_out, selection, &|_, _, hashes| {
             let wanted = hashes.iter().map(|(hash, _)| *hash).filter(|hash| wanted(*hash));
             collected.lock().unwrap_or_else(|e| e.into_inner()).extend(wanted);
         })?;
@@ -154,7 +157,7 @@ impl Index {
 
 /// Calls `look` for every row with its place and the hashes of its stretches and whole texts.
 fn each_row<'s>(
-    plan: &Plan<'_>,
+    sources: &Sources<'_>,
     tasks: &[Found],
     selection: &(dyn Fn(usize, usize) -> &'s Selection + Sync),
     look: &(dyn Fn(&Found, u64, &[(u64, bool)]) + Sync),
@@ -167,9 +170,9 @@ fn each_row<'s>(
         })
         .collect();
     chunks.into_par_iter().try_for_each(|(found, from, to)| {
-        let task = &plan.tasks[found.task];
+        let task = &sources.tasks[found.task];
         let mut hashes = Vec::new();
-        rows(plan, task, &task.splits[found.split], selection(found.task, found.split), (from, to), |event| {
+        rows(sources, task, &task.splits[found.split], selection(found.task, found.split), (from, to), |event| {
             // A row that gives no prompt contaminates nothing.
             if let Event::Row { place, bound, .. } = event {
                 hash_texts(&bound, &mut hashes);

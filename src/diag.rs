@@ -23,8 +23,21 @@ pub type Result<T, E = Box<Diagnostic>> = std::result::Result<T, E>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
+    Note,
     Warning,
     Error,
+}
+
+impl Severity {
+    pub const ALL: [Severity; 3] = [Severity::Error, Severity::Warning, Severity::Note];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+            Severity::Note => "note",
+        }
+    }
 }
 
 /// A text that diagnostics can point into: a definition, a recipe, an expression given on the command line.
@@ -202,11 +215,7 @@ impl From<&PathBuf> for Place {
 
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let severity = match self.severity {
-            Severity::Error => "error",
-            Severity::Warning => "warning",
-        };
-        writeln!(f, "{severity}[{}]: {}", self.code, printable(&self.message))?;
+        writeln!(f, "{}[{}]: {}", self.severity.name(), self.code, printable(&self.message))?;
         let mut margin = 1;
         match &self.place {
             Place::Nowhere => {}

@@ -57,6 +57,8 @@ pub mod contamination;
 
 pub mod exemplars;
 
+pub mod audit;
+
 pub mod expand;
 pub mod link;
 

@@ -135,7 +135,11 @@ pub enum Data<'d> {
 
 /// Makes the plan. Reads headers, the tokenizer, and the sizes of shards; no record.
 pub fn plan<'c>(recipe: Recipe, catalogue: &'c Catalogue, data_dirs: &[PathBuf]) -> Result<Plan<'c>, Vec<Diagnostic>> {
-    let mut sources = sources(recipe, catalogue, Data::OnDisk(data_dirs))?;
+    with_tokenizer(sources(recipe, catalogue, Data::OnDisk(data_dirs))?, data_dirs)
+}
+
+/// Adds to sources what has to do with tokens.
+pub fn with_tokenizer<'c>(mut sources: Sources<'c>, data_dirs: &[PathBuf]) -> Result<Plan<'c>, Vec<Diagnostic>> {
     let choice = &sources.recipe.tokenizer;
     let file = tokenizer_file(&sources.recipe, data_dirs);
     let at = |d: Diagnostic| match &choice.place {
@@ -180,9 +184,47 @@ pub fn tokenizer_file(recipe: &Recipe, data_dirs: &[PathBuf]) -> PathBuf {
 
 /// Resolves the tasks of a recipe against the definitions and the numbers of rows.
 pub fn sources<'c>(recipe: Recipe, catalogue: &'c Catalogue, data: Data<'_>) -> Result<Sources<'c>, Vec<Diagnostic>> {
+    let sources = resolve(recipe, catalogue, data, &[SplitName::Train, SplitName::Validation])?;
+    if !sources.tasks.iter().any(|t| t.role == Role::Trained && t.has(SplitName::Train)) {
+        return Err(vec![nothing_to_train_on(&sources)]);
+    }
+    Ok(sources)
+}
+
+/// The same for looking at rows: those that a task is tested on as well, whether it can be trained on or not.
+pub fn sources_of_all_splits<'c>(
+    recipe: Recipe,
+    catalogue: &'c Catalogue,
+    data: Data<'_>,
+) -> Result<Sources<'c>, Vec<Diagnostic>> {
+    resolve(recipe, catalogue, data, &[SplitName::Train, SplitName::Validation, SplitName::Test])
+}
+
+fn nothing_to_train_on(sources: &Sources<'_>) -> Diagnostic {
+    let mut nothing = Diagnostic::error("nothing-to-train-on", "no task of the recipe has training rows")
+        .at(Path::new(&sources.recipe.name))
+        .help("check `tasks`, `hold_out`, `kinds` and --data-dir");
+    for task in sources.tasks.iter().take(10) {
+        let why = if task.role == Role::HeldOut { "it is held out" } else { "its definition has no `train` split" };
+        nothing = nothing.note("not trained", format!("{}: {why}", task.task.name()));
+    }
+    for skipped in sources.skipped.iter().take(10) {
+        nothing = nothing.note("skipped", format!("{}: {}", skipped.task, skipped.reason));
+    }
+    nothing
+}
+
+/// Resolves the tasks; of those that are trained on, the splits `trained`.
+fn resolve<'c>(
+    recipe: Recipe,
+    catalogue: &'c Catalogue,
+    data: Data<'_>,
+    trained: &'static [SplitName],
+) -> Result<Sources<'c>, Vec<Diagnostic>> {
     let (selected, skipped) = select_tasks(&recipe, catalogue)?;
     let mut planner = Planner {
         data,
+        trained,
         reduced: Vec::new(),
         sources: Sources { recipe, corpora: Vec::new(), tasks: Vec::new(), skipped, warnings: Vec::new() },
         opened: BTreeMap::new(),
@@ -210,19 +252,6 @@ pub fn sources<'c>(recipe: Recipe, catalogue: &'c Catalogue, data: Data<'_>) -> 
     sources.tasks.sort_by(|a, b| a.task.name().cmp(b.task.name()));
     if !errors.is_empty() {
         return Err(without_a_flood(errors));
-    }
-    if !sources.tasks.iter().any(|t| t.role == Role::Trained && t.has(SplitName::Train)) {
-        let mut nothing = Diagnostic::error("nothing-to-train-on", "no task of the recipe has training rows")
-            .at(Path::new(&sources.recipe.name))
-            .help("check `tasks`, `hold_out`, `kinds` and --data-dir");
-        for task in sources.tasks.iter().take(10) {
-            let why = if task.role == Role::HeldOut { "it is held out" } else { "its definition has no `train` split" };
-            nothing = nothing.note("not trained", format!("{}: {why}", task.task.name()));
-        }
-        for skipped in sources.skipped.iter().take(10) {
-            nothing = nothing.note("skipped", format!("{}: {}", skipped.task, skipped.reason));
-        }
-        return Err(vec![nothing]);
     }
     Ok(sources)
 }
@@ -379,6 +408,8 @@ fn unknown(catalogue: &Catalogue, place: Span, name: &str) -> Diagnostic {
 /// What planning the tasks one after the other needs.
 struct Planner<'c, 'd> {
     data: Data<'d>,
+    /// The splits of a task that is trained on.
+    trained: &'static [SplitName],
     /// By data directory: how splits are taken from what is only a part of the corpora.
     reduced: Vec<(PathBuf, ReducedSplits)>,
     sources: Sources<'c>,
@@ -404,7 +435,7 @@ impl<'c> Planner<'c, '_> {
         };
         let Some(corpus) = self.corpus(task)? else { return Ok(None) };
         let wanted: &[SplitName] = match role {
-            Role::Trained => &[SplitName::Train, SplitName::Validation],
+            Role::Trained => self.trained,
             Role::HeldOut => &[SplitName::Test],
         };
         let mut splits = Vec::new();

@@ -361,8 +361,12 @@ impl Task {
 
     /// The program with every field, for those who want to look at them.
     pub fn program_of_all_fields(&self) -> Result<Program, Vec<Diagnostic>> {
-        let reads = check_definition(&self.definition, &self.schema, &mut Vec::new()).reads;
-        Program::compile_all_fields(&self.definition, &reads)
+        Program::compile_all_fields(&self.definition, &self.reads())
+    }
+
+    /// What the parts of the definition read.
+    pub fn reads(&self) -> Reads {
+        check_definition(&self.definition, &self.schema, &mut Vec::new()).reads
     }
 
     /// The corpus as it lies on disk: in the version that the definition names or, failing that, in the newest one of

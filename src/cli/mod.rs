@@ -3,6 +3,7 @@
 //! stdout carries results only; diagnostics and progress go to stderr. Exit codes: 0 done; 1 something in the data,
 //! the templates or the recipe is wrong, and stderr says what; 2 usage.
 
+mod audit;
 mod check;
 mod compile;
 mod eval;
@@ -40,6 +41,7 @@ enum Command {
     Explain(explain::Explain),
     Verify(verify::Verify),
     Check(check::Check),
+    Audit(audit::AuditCommand),
     Tasks(tasks::Tasks),
     Import(import::Import),
     Recipe(recipe::RecipeCommand),
@@ -121,6 +123,7 @@ pub fn run() -> ExitCode {
         Command::Explain(command) => command.run(),
         Command::Verify(command) => command.run(),
         Command::Check(command) => command.run(),
+        Command::Audit(command) => command.run(),
         Command::Tasks(command) => command.run(),
         Command::Import(command) => command.run(),
         Command::Recipe(command) => command.run(),

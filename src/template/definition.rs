@@ -85,6 +85,8 @@ pub struct Definition {
     pub templates: Vec<TemplateDefinition>,
     /// Where the release of FLAN v1 differs.
     pub flan_v1: Vec<Difference>,
+    /// What the audit is not to complain about.
+    pub allowances: Vec<Allowance>,
 }
 
 /// Sub-split expressions; a task without one of them has nothing to give for it.
@@ -142,6 +144,15 @@ pub struct Difference {
     pub part: Part,
     /// What stands there in the other's place; `None` where its bytes cannot be had.
     pub value: Option<Snippet>,
+    pub why: String,
+}
+
+/// A finding of the audit that is meant to be so.
+#[derive(Clone, Debug)]
+pub struct Allowance {
+    pub code: Snippet,
+    /// The template it is about; `None`: any, or the task as a whole.
+    pub template: Option<Snippet>,
     pub why: String,
 }
 
@@ -212,6 +223,7 @@ pub struct Draft {
     fields: Option<Vec<Field>>,
     templates: Option<Vec<TemplateDefinition>>,
     flan_v1: Option<Vec<Difference>>,
+    allowances: Option<Vec<Allowance>>,
 }
 
 /// Reads a file; the warnings come with it.
@@ -250,6 +262,7 @@ impl Draft {
             fields: self.fields.or_else(|| base.map(|b| b.fields.clone())).unwrap_or_default(),
             templates: self.templates.or_else(|| base.map(|b| b.templates.clone())).unwrap_or_default(),
             flan_v1: self.flan_v1.or_else(|| base.map(|b| b.flan_v1.clone())).unwrap_or_default(),
+            allowances: self.allowances.or_else(|| base.map(|b| b.allowances.clone())).unwrap_or_default(),
             task: self.task,
             source: self.source,
         })
@@ -276,6 +289,7 @@ fn read_draft(source: &Arc<Source>, table: &Table<'_>) -> Option<Draft> {
     let templates = table.has("template").then(|| table.tables("template", |t| read_template(t, dialect)));
     check_names(table, fields.as_deref().unwrap_or_default(), templates.as_deref().unwrap_or_default());
     let flan_v1 = table.table("compat", |t| t.tables("flan-v1", read_difference));
+    let allowances = table.has("allow").then(|| table.tables("allow", read_allowance));
     let corpus = corpus.and_then(|name| match CorpusName::parse(&name.text) {
         Ok(parsed) => Some((parsed, name.whole_span())),
         Err(diagnostic) => {
@@ -306,6 +320,7 @@ fn read_draft(source: &Arc<Source>, table: &Table<'_>) -> Option<Draft> {
         fields,
         templates,
         flan_v1,
+        allowances,
     };
     if !is_task_name(&draft.task.text) {
         table.complain(
@@ -359,6 +374,13 @@ fn read_difference(table: &Table<'_>) -> Option<Difference> {
     };
     let why = table.required_text("why", "what the other does, and why we do not");
     Some(Difference { part, value: table.text("value"), why: why?.text })
+}
+
+fn read_allowance(table: &Table<'_>) -> Option<Allowance> {
+    let code = table.required_text("code", "the code of the finding");
+    let template = table.text("template");
+    let why = table.required_text("why", "the reason for which it is meant");
+    Some(Allowance { code: code?, template, why: why?.text })
 }
 
 fn read_template(table: &Table<'_>, dialect: Dialect) -> Option<TemplateDefinition> {

@@ -13,11 +13,14 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Enumerator, Object, ObjectRepr, ValueKind};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, Expression, Template, UndefinedBehavior, Value};
+use minijinja::{
+    AutoEscape, Environment, Error, ErrorKind, Expression, OutputSpanKind, Template, UndefinedBehavior, Value,
+};
 
 use crate::diag::{Diagnostic, Span};
 use crate::example::Datum;
@@ -211,7 +214,41 @@ pub struct Bound {
     draws: Option<Stream>,
 }
 
+impl Traced {
+    /// The pieces of `range` that are left when blanks are taken off at both ends, as those of `text`.
+    fn part(&self, range: Range<usize>, text: String) -> Traced {
+        let stripped = python::strip(&self.text[range.clone()]);
+        let start = range.start + self.text[range.clone()].find(stripped).unwrap_or(0);
+        let end = start + stripped.len();
+        if stripped != text {
+            // A row's text held the separator: what stands where is not known any more.
+            let whole = Stretch { output: 0..text.len(), source: 0..0, literal: false };
+            return Traced { text, pieces: vec![whole] };
+        }
+        let within = self.pieces.iter().filter(|p| p.output.start < end && p.output.end > start);
+        let pieces = within.map(|piece| {
+            let (from, to) = (piece.output.start.max(start), piece.output.end.min(end));
+            let source = if piece.literal {
+                piece.source.start + from - piece.output.start..piece.source.end - (piece.output.end - to)
+            } else {
+                piece.source.clone()
+            };
+            Stretch { output: from - start..to - start, source, literal: piece.literal }
+        });
+        Traced { pieces: pieces.collect(), text }
+    }
+}
+
 impl Bound {
+    /// The options, if the task has them, as `render` lists them.
+    pub fn options(&self) -> Option<&[String]> {
+        self.options.as_deref()
+    }
+
+    pub fn answer(&self) -> Option<&str> {
+        self.answer.as_deref()
+    }
+
     /// The fields that have been computed, and `options_`, as JSON.
     pub fn fields(&self) -> serde_json::Map<String, serde_json::Value> {
         let names = self.fields.names.iter().enumerate();
@@ -252,6 +289,32 @@ pub struct Prompt {
     pub answer: Option<Arc<str>>,
 }
 
+/// A prompt, and where it comes from.
+#[derive(Clone, Debug)]
+pub struct Trace {
+    pub inputs: Traced,
+    pub targets: Traced,
+    pub options: Option<Arc<[String]>>,
+    pub answer: Option<Arc<str>>,
+}
+
+/// One side of a prompt, and where each of its bytes comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Traced {
+    pub text: String,
+    /// In the order of the text, without gaps.
+    pub pieces: Vec<Stretch>,
+}
+
+/// A stretch of rendered text that one stretch of the template gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    pub output: Range<usize>,
+    pub source: Range<usize>,
+    /// Whether it stands in the template as it is; otherwise the source is an expression.
+    pub literal: bool,
+}
+
 /// What a template of promptsource's dialect printed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parts {
@@ -284,6 +347,8 @@ pub enum Reason {
     Template,
     /// The answer is none of the options.
     AnswerNotAnOption,
+    /// The same, but for white space.
+    AnswerDiffersByBlank,
     EmptyInputs,
     EmptyTargets,
     /// The template prints no inputs for a row: it says that it is not meant for it.
@@ -302,6 +367,7 @@ impl Reason {
             Reason::Field => "field",
             Reason::Template => "template",
             Reason::AnswerNotAnOption => "answer-not-an-option",
+            Reason::AnswerDiffersByBlank => "answer-differs-by-blank",
             Reason::EmptyInputs => "empty-inputs",
             Reason::EmptyTargets => "empty-targets",
             Reason::DoesNotApply => "does-not-apply",
@@ -503,8 +569,10 @@ impl Program {
             if let Some(answer) = &answer
                 && !options.iter().any(|option| **option == **answer)
             {
+                let words = |text: &str| text.split_whitespace().collect::<String>();
+                let nearly = options.iter().any(|option| words(option) == words(answer));
                 return Err(Failure {
-                    reason: Reason::AnswerNotAnOption,
+                    reason: if nearly { Reason::AnswerDiffersByBlank } else { Reason::AnswerNotAnOption },
                     detail: format!("answer {answer:?} is none of {options:?}"),
                     place: None,
                 });
@@ -552,12 +620,7 @@ impl Program {
             options: bound.options.clone(),
             answer: bound.answer.clone(),
         };
-        if prompt.targets.trim().is_empty() {
-            return Err(failure(Reason::EmptyTargets, &targets.place));
-        }
-        if prompt.inputs.trim().is_empty() {
-            return Err(failure(Reason::EmptyInputs, &inputs.place));
-        }
+        not_empty((&prompt.inputs, &inputs.place), (&prompt.targets, &targets.place))?;
         Ok(prompt)
     }
 
@@ -609,27 +672,54 @@ impl Program {
         Some(if matches!(self.slots[slot], SlotProgram::Field { trim: true, .. }) { text.trim() } else { text })
     }
 
+    /// The same prompt with the origin of its bytes.
+    pub fn trace(&self, bound: &Bound, template: usize) -> Result<Trace, Failure> {
+        let (inputs, targets, options, answer) = match &self.templates[template] {
+            TemplateProgram::Sides { inputs, targets, .. } => {
+                let side = |compiled: &Compiled<Template<'static, 'static>>| {
+                    compiled.trace(bound.class, Value::from_dyn_object(bound.fields.clone()))
+                };
+                let sides = (side(inputs)?, side(targets)?);
+                not_empty((&sides.0.text, &inputs.place), (&sides.1.text, &targets.place))?;
+                (sides.0, sides.1, bound.options.clone(), bound.answer.clone())
+            }
+            TemplateProgram::Prompt { prompt, .. } => {
+                let Prompt { inputs, targets, options, answer } = self.render(bound, template)?;
+                let (fields, _) = self.fields_and_choices(bound, template)?;
+                let printed = prompt.trace(bound.class, Value::from_dyn_object(Arc::new(fields)))?;
+                let middle = printed.text.find(SEPARATOR).unwrap_or(printed.text.len());
+                let after = (middle + SEPARATOR.len()).min(printed.text.len());
+                (printed.part(0..middle, inputs), printed.part(after..printed.text.len(), targets), options, answer)
+            }
+        };
+        Ok(Trace { inputs, targets, options, answer })
+    }
+
     /// What a template of promptsource's dialect prints, as its `apply` returns it. No parts for other templates.
     pub fn parts(&self, bound: &Bound, template: usize) -> Result<Parts, Failure> {
-        let TemplateProgram::Prompt { name, prompt, answer_choices } = &self.templates[template] else {
+        let TemplateProgram::Prompt { prompt, .. } = &self.templates[template] else {
             return Ok(Parts { parts: Vec::new(), choices: None });
         };
-        let split = |text: &str, clean: fn(&str) -> String| text.split(SEPARATOR).map(clean).collect::<Vec<String>>();
+        let (fields, choices) = self.fields_and_choices(bound, template)?;
+        let printed = prompt.render(bound.class, Value::from_dyn_object(Arc::new(fields)))?;
+        let clean = |part: &str| python::strip(&part.replace(PROTECTOR, SEPARATOR)).to_owned();
+        Ok(Parts { parts: printed.split(SEPARATOR).map(clean).collect(), choices })
+    }
+
+    /// What a template of promptsource's dialect sees of a row, and its choices.
+    fn fields_and_choices(&self, bound: &Bound, template: usize) -> Result<(Scope, Option<Arc<[String]>>), Failure> {
         let last = bound.fields.values.len() - 1;
+        let TemplateProgram::Prompt { name, answer_choices, .. } = &self.templates[template] else {
+            return Ok((bound.fields.with(last, Value::from(())), None));
+        };
         // One row of draws for both: what the choices take is gone for the prompt.
         let stream = bound.draws.unwrap_or(Seed(0).stream(&[])).named(name);
         let fields = bound.fields.with(last, python::draws(stream));
-        let (fields, choices) = match answer_choices {
-            None => (fields.with(last - 1, Value::from(())), None),
-            Some(source) => {
-                let printed = source.render(bound.class, Value::from_dyn_object(Arc::new(fields.clone())))?;
-                let choices = split(&printed, |part| python::strip(part).replace(PROTECTOR, SEPARATOR));
-                (fields.with(last - 1, Value::from(choices.clone())), Some(Arc::from(choices)))
-            }
-        };
-        let printed = prompt.render(bound.class, Value::from_dyn_object(Arc::new(fields)))?;
-        let parts = split(&printed, |part| python::strip(&part.replace(PROTECTOR, SEPARATOR)).to_owned());
-        Ok(Parts { parts, choices })
+        let Some(source) = answer_choices else { return Ok((fields.with(last - 1, Value::from(())), None)) };
+        let printed = source.render(bound.class, Value::from_dyn_object(Arc::new(fields.clone())))?;
+        let clean = |part: &str| python::strip(part).replace(PROTECTOR, SEPARATOR);
+        let choices: Vec<String> = printed.split(SEPARATOR).map(clean).collect();
+        Ok((fields.with(last - 1, Value::from(choices.clone())), Some(choices.into())))
     }
 }
 
@@ -642,6 +732,16 @@ fn join<'b>(pieces: &[Piece], slot: impl Fn(usize) -> &'b str) -> String {
     let mut joined = String::with_capacity(pieces.iter().map(|piece| text(piece).len()).sum());
     pieces.iter().for_each(|piece| joined.push_str(text(piece)));
     joined
+}
+
+fn not_empty((inputs, of_inputs): (&str, &Span), (targets, of_targets): (&str, &Span)) -> Result<(), Failure> {
+    if targets.trim().is_empty() {
+        return Err(failure(Reason::EmptyTargets, of_targets));
+    }
+    if inputs.trim().is_empty() {
+        return Err(failure(Reason::EmptyInputs, of_inputs));
+    }
+    Ok(())
 }
 
 /// Two parts are a prompt; what anything else says is counted under a reason of its own.
@@ -727,6 +827,21 @@ impl Compiled<Template<'static, 'static>> {
             detail: explain(&error),
             place: Some(self.place.clone()),
         })
+    }
+
+    fn trace(&self, class: usize, context: Value) -> Result<Traced, Failure> {
+        let traced = self.get(class).and_then(|template| template.render_with_spans(context));
+        let (text, spans) = traced.map_err(|error| Failure {
+            reason: Reason::Template,
+            detail: explain(&error),
+            place: Some(self.place.clone()),
+        })?;
+        let piece = |span: &minijinja::OutputSpan| Stretch {
+            output: span.output_range(),
+            source: span.source_range(),
+            literal: span.kind() == OutputSpanKind::Raw,
+        };
+        Ok(Traced { text, pieces: spans.iter().map(piece).collect() })
     }
 
     fn get(&self, class: usize) -> Result<&Template<'static, 'static>, Error> {
