@@ -75,7 +75,8 @@ pub fn compile(
     clock.lap("expand and encode");
     let mixture = mix(plan, &objects, &selections, out, progress).map_err(one)?;
     clock.lap("mix and pack");
-    let manifest = finish(plan, &objects, &selections, overlaps, mixture, &inputs, bad_records, out).map_err(one)?;
+    let manifest = describe(plan, &objects, &selections, overlaps, &mixture);
+    finish(plan, &manifest, &objects, &mixture, &inputs, bad_records, out).map_err(one)?;
     clock.lap("manifest");
     Ok(Outcome::Compiled(Compiled { manifest, reused, units: units.len(), seconds: clock.laps, bad }))
 }
@@ -421,26 +422,18 @@ fn mix(
     Ok(mixture)
 }
 
-/// Clears away what does not belong to the output, and writes the manifest.
-fn finish(
+/// What there is to say of the output.
+fn describe(
     plan: &Plan<'_>,
     objects: &[(Unit, Object)],
     selections: &Selections,
     overlaps: Vec<Overlap>,
-    mixture: BTreeMap<SplitName, Linked>,
-    inputs: &Inputs,
-    bad_records: u64,
-    out: &Path,
-) -> Result<Manifest> {
+    mixture: &BTreeMap<SplitName, Linked>,
+) -> Manifest {
     let mut files: Vec<_> = objects.iter().flat_map(|(_, o)| [o.shard.clone(), o.provenance.clone()]).collect();
     files.extend(mixture.values().flat_map(|l| l.files.iter().cloned()));
     files.sort_by(|a, b| a.path.cmp(&b.path));
-    let card = write_card(plan, &files, out)?;
-    storage::write(&out.join(manifest::TOKENIZER), plan.tokenizer.json().as_bytes())?;
-    clear(out, &files.iter().map(|f| f.path.as_str()).chain([card]).collect())?;
-    let units = objects.iter().map(|(u, _)| u.stem.clone()).chain(mixture.values().flat_map(link::receipt_names));
-    receipts::prune(out, &units.chain([WHOLE.to_owned()]).collect())?;
-    let manifest = Manifest {
+    Manifest {
         format: FORMAT,
         plan: plan.hash.clone(),
         versions: BTreeMap::from([
@@ -459,7 +452,7 @@ fn finish(
             separator: plan.separator.as_ref().map(|s| (s.id, s.text.clone())),
         },
         mixture: mixture.iter().map(|(split, linked)| (split.name().to_owned(), mixture_entry(linked))).collect(),
-        tasks: task_entries(plan, objects, selections, &mixture),
+        tasks: task_entries(plan, objects, selections, mixture),
         contamination: overlaps,
         skipped: plan
             .skipped
@@ -471,11 +464,27 @@ fn finish(
             })
             .collect(),
         files,
-    };
+    }
+}
+
+/// Clears away what does not belong to the output, and writes the manifest.
+fn finish(
+    plan: &Plan<'_>,
+    manifest: &Manifest,
+    objects: &[(Unit, Object)],
+    mixture: &BTreeMap<SplitName, Linked>,
+    inputs: &Inputs,
+    bad_records: u64,
+    out: &Path,
+) -> Result<()> {
+    let card = write_card(plan, &manifest.files, out)?;
+    storage::write(&out.join(manifest::TOKENIZER), plan.tokenizer.json().as_bytes())?;
+    clear(out, &manifest.files.iter().map(|f| f.path.as_str()).chain([card]).collect())?;
+    let units = objects.iter().map(|(u, _)| u.stem.clone()).chain(mixture.values().flat_map(link::receipt_names));
+    receipts::prune(out, &units.chain([WHOLE.to_owned()]).collect())?;
     let stamps: Vec<Stamp> = inputs.values().flatten().cloned().collect();
     receipts::leave(out, WHOLE, &plan.hash, &stamps, &bad_records)?;
-    manifest::write(out, &manifest)?;
-    Ok(manifest)
+    manifest::write(out, manifest)
 }
 
 fn mixture_entry(linked: &Linked) -> MixtureEntry {

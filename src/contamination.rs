@@ -155,12 +155,15 @@ impl Index {
     }
 }
 
+/// What is done with a row: it gets the place and the hashes of [`hash_texts`].
+type Look<'l> = dyn Fn(&Found, u64, &[(u64, bool)]) + Sync + 'l;
+
 /// Calls `look` for every row with its place and the hashes of its stretches and whole texts.
 fn each_row<'s>(
     sources: &Sources<'_>,
     tasks: &[Found],
     selection: &(dyn Fn(usize, usize) -> &'s Selection + Sync),
-    look: &(dyn Fn(&Found, u64, &[(u64, bool)]) + Sync),
+    look: &Look<'_>,
 ) -> Result<()> {
     let chunks: Vec<(&Found, u64, u64)> = tasks
         .iter()

@@ -6,7 +6,7 @@
 
 use std::sync::OnceLock;
 
-use crate::diag::{Diagnostic, Result};
+use crate::diag::Result;
 use crate::example::ExampleId;
 use crate::mixture::{ExemplarTemplates, Recipe};
 use crate::plan::{Plan, PlannedTask};
@@ -23,7 +23,7 @@ const POOL: u64 = 1000;
 /// The pools of all tasks, each read when its first prompt asks for it.
 pub struct Pools<'p> {
     plan: &'p Plan<'p>,
-    by_task: Vec<OnceLock<Result<Exemplars<'p>, Diagnostic>>>,
+    by_task: Vec<OnceLock<Result<Exemplars<'p>>>>,
 }
 
 impl<'p> Pools<'p> {
@@ -36,8 +36,8 @@ impl<'p> Pools<'p> {
         if self.plan.tasks[task].exemplars.is_none() {
             return Ok(None);
         }
-        let pool = self.by_task[task].get_or_init(|| Exemplars::read(self.plan, task).map_err(|d| *d));
-        pool.as_ref().map(Some).map_err(|d| Box::new(d.clone()))
+        let pool = self.by_task[task].get_or_init(|| Exemplars::read(self.plan, task));
+        pool.as_ref().map(Some).map_err(Box::clone)
     }
 }
 

@@ -443,7 +443,7 @@ impl<'c> Planner<'c, '_> {
         for &name in wanted {
             match self.split(task, corpus, name) {
                 Ok(split) => splits.extend(split),
-                Err(error) => errors.push(error),
+                Err(error) => errors.push(*error),
             }
         }
         if !errors.is_empty() {
@@ -489,7 +489,7 @@ impl<'c> Planner<'c, '_> {
         }
         let mut exemplars = None;
         if recipe.shots > 0 {
-            exemplars = self.split(task, corpus, SplitName::Train).map_err(|e| vec![e])?.filter(|s| s.rows > 0);
+            exemplars = self.split(task, corpus, SplitName::Train).map_err(one)?.filter(|s| s.rows > 0);
             if exemplars.is_none() {
                 self.skip(task, None, "it has no training rows to take exemplars from".to_owned());
                 return Ok(None);
@@ -553,7 +553,7 @@ impl<'c> Planner<'c, '_> {
     }
 
     /// The rows of a split, as the recipe, the data or the definition has it; `None` where there is no such split.
-    fn split(&mut self, task: &Task, corpus: usize, name: SplitName) -> Result<Option<PlannedSplit>, Diagnostic> {
+    fn split(&mut self, task: &Task, corpus: usize, name: SplitName) -> Result<Option<PlannedSplit>> {
         let opened = &self.sources.corpora[corpus];
         let reduced = self.reduced.iter().find(|(dir, _)| opened.info.directory.starts_with(dir)).map(|(_, r)| r);
         let recipe = &self.sources.recipe;
@@ -580,7 +580,8 @@ impl<'c> Planner<'c, '_> {
             Err(diagnostic) => Err(diagnostic
                 .at(expression.whole_span())
                 .label(format!("the {} rows of task `{}`", name.name(), task.name()))
-                .note("corpus", opened.info.directory.display().to_string())),
+                .note("corpus", opened.info.directory.display().to_string())
+                .into()),
         }
     }
 

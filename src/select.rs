@@ -92,7 +92,7 @@ pub fn select(sources: &Sources<'_>, task: &PlannedTask<'_>, split: &PlannedSpli
 }
 
 /// FLAN v1 takes rows in batches of as many as there are templates, and drops the last batch if it is not full
-/// (`flan/preprocessors.py`, `batch_apply`-like mapping over `batch(n, drop_remainder=True)`).
+/// (google-research/FLAN, `flan/preprocessors.py`: it maps over `batch(n, drop_remainder=True)`).
 fn without_remainder(sources: &Sources<'_>, task: &PlannedTask<'_>, selection: Selection) -> Selection {
     let recipe = &sources.recipe;
     if recipe.compat != Compat::FlanV1 || recipe.templates != Choice::RoundRobin || task.role == Role::HeldOut {

@@ -67,7 +67,9 @@ fn label(prompt: &Prompt<'_>, seen: &mut TemplateSeen, tallies: &mut Tallies) {
     let mut by_length: Vec<&str> = prompt.options.iter().map(|o| o.trim()).collect();
     by_length.sort_by_key(|option| std::cmp::Reverse(option.len()));
     by_length.dedup();
-    let mut found: BTreeMap<(usize, usize), (Option<Range<usize>>, bool)> = BTreeMap::new();
+    /// Where an expression prints the right option, and whether it prints a wrong one.
+    type Prints = (Option<Range<usize>>, bool);
+    let mut found: BTreeMap<(usize, usize), Prints> = BTreeMap::new();
     for (source, output) in from_row(prompt) {
         // One expression in a loop prints all options, one after the other.
         let (right, wrong) = found.entry((source.start, source.end)).or_default();

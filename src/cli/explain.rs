@@ -68,6 +68,11 @@ impl Explain {
                 o.kind,
                 if o.repeat > 0 { format!(", use {}", o.repeat + 1) } else { String::new() }
             ));
+            if !o.exemplars.is_empty() {
+                let rows: Vec<String> =
+                    o.exemplars.iter().map(|e| format!("{} {} · {}", e.split, e.row, e.template)).collect();
+                text.push_str(&format!("   exemplars: {}\n", rows.join(", ")));
+            }
             let ids = &row.ids[segment.start..segment.start + segment.length];
             let (inputs, targets) = ids.split_at(segment.target_start);
             let targets = tokenizer.decode(targets);
@@ -117,6 +122,9 @@ fn describe(segment: &Segment, ids: &[u32], tokenizer: &Tokenizer) -> serde_json
     serde_json::json!({
         "start": segment.start, "length": segment.length, "target_start": segment.target_start,
         "task": o.task, "split": o.split, "row": o.row, "template": o.template, "kind": o.kind, "repeat": o.repeat,
+        "exemplars": o.exemplars.iter().map(|e| serde_json::json!({
+            "split": e.split, "row": e.row, "template": e.template,
+        })).collect::<Vec<_>>(),
         "inputs": tokenizer.decode(inputs), "targets": tokenizer.decode(targets),
     })
 }

@@ -315,6 +315,9 @@ pub struct Stretch {
     pub literal: bool,
 }
 
+/// What an answer is one of, if that is known.
+type Choices = Option<Arc<[String]>>;
+
 /// What a template of promptsource's dialect printed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parts {
@@ -707,7 +710,7 @@ impl Program {
     }
 
     /// What a template of promptsource's dialect sees of a row, and its choices.
-    fn fields_and_choices(&self, bound: &Bound, template: usize) -> Result<(Scope, Option<Arc<[String]>>), Failure> {
+    fn fields_and_choices(&self, bound: &Bound, template: usize) -> Result<(Scope, Choices), Failure> {
         let last = bound.fields.values.len() - 1;
         let TemplateProgram::Prompt { name, answer_choices, .. } = &self.templates[template] else {
             return Ok((bound.fields.with(last, Value::from(())), None));

@@ -43,7 +43,7 @@ pub fn pieces(
     }
     let mut pieces = Vec::new();
     let mut end = 0;
-    for text in texts.into_iter().chain([source.len()..source.len()]) {
+    for text in texts.into_iter().chain(std::iter::once(source.len()..source.len())) {
         // White space that `-` takes away lies between the texts, and is taken away there again.
         let between = source.get(end..text.start)?;
         if !between.is_empty() {

@@ -9,7 +9,7 @@ use flanc::diag::Result;
 use flanc::model::cpu::Cpu;
 use flanc::model::ops::Batch;
 use flanc::shard::columns::PackedRows;
-use flanc::shard::writer::{Order, ShardWriter};
+use flanc::shard::writer::ShardWriter;
 use flanc::train::data::{Data, Limits};
 use flanc::train::settings::Settings;
 use flanc::train::{Event, Origin, Run, Summary};
@@ -222,7 +222,7 @@ fn overwrite(bench: &Bench, ids: &[u32], target_start: usize) {
     let file = walk(&data).into_iter().find(|f| f.starts_with("mixture/train-00000") && !f.contains("provenance"));
     let mut manifest: serde_json::Value =
         serde_json::from_str(&fs::read_to_string(data.join("manifest.json")).unwrap()).unwrap();
-    let mut writer = ShardWriter::create(&data, &file.unwrap(), PackedRows::schema(), Order::Shuffled, &[]).unwrap();
+    let mut writer = ShardWriter::create(&data, &file.unwrap(), PackedRows::schema(), &[]).unwrap();
     let mut rows = PackedRows::default();
     for _ in 0..8 {
         rows.push(ids, target_start);
