@@ -216,7 +216,7 @@ impl Excerpt {
     }
 
     /// On one line, line breaks shown.
-    fn line(&self) -> String {
+    pub fn line(&self) -> String {
         format!("{}⟦{}⟧{}", self.before, self.marked, self.after).replace('\n', "↵")
     }
 }

@@ -9,6 +9,7 @@
 //! the command line, and for pages that show it, to print.
 
 mod answers;
+pub mod changes;
 pub mod code;
 mod contamination;
 mod facts;

@@ -6,6 +6,7 @@
 mod audit;
 mod check;
 mod compile;
+mod diff;
 mod eval;
 mod explain;
 mod import;
@@ -42,6 +43,7 @@ enum Command {
     Verify(verify::Verify),
     Check(check::Check),
     Audit(audit::AuditCommand),
+    Diff(diff::Diff),
     Tasks(tasks::Tasks),
     Import(import::Import),
     Recipe(recipe::RecipeCommand),
@@ -124,6 +126,7 @@ pub fn run() -> ExitCode {
         Command::Verify(command) => command.run(),
         Command::Check(command) => command.run(),
         Command::Audit(command) => command.run(),
+        Command::Diff(command) => command.run(),
         Command::Tasks(command) => command.run(),
         Command::Import(command) => command.run(),
         Command::Recipe(command) => command.run(),

@@ -1,6 +1,6 @@
 //! `flanc render`: the prompts that a task's templates make of its rows.
 
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead, IsTerminal, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -14,8 +14,8 @@ use crate::ingest::Corpus;
 use crate::ingest::splits::clip;
 use crate::storage;
 use crate::task::{self, Task};
-use crate::template::definition::TemplateDefinition;
-use crate::template::engine::{self, Prompt, Row, RowName};
+use crate::template::definition::{Body, TemplateDefinition};
+use crate::template::engine::{self, Prompt, Row, RowName, Trace, Traced};
 
 /// Print the prompts of a task
 ///
@@ -81,6 +81,7 @@ impl Render {
         let program = with_all_fields.as_ref().unwrap_or(&task.program);
         let decoder = corpus.decoder(program.decoded_features())?;
         let parts = clip(corpus.resolve(&self.split, 1.0)?, &self.rows.clone().unwrap_or(0..u64::MAX));
+        let colours = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let problems = print_rows(&corpus, &parts, &decoder, &mut |row, datum, text, problems| {
             let failed = |failure: engine::Failure| {
                 let message = format!("a row of `{}` gives no prompt: {}", task.name(), failure.detail);
@@ -98,6 +99,17 @@ impl Render {
             }
             for &template in &templates {
                 let definition = &task.definition.templates[template];
+                if colours && !self.json {
+                    match program.trace(&bound, template) {
+                        Ok(trace) => {
+                            let (task, name) = (task.name(), &definition.name.text);
+                            text.push_str(&format!("--- {task} {} row {} · {name}\n", row.split, row.index));
+                            text.push_str(&coloured(&definition.body, &trace));
+                        }
+                        Err(failure) => problems.push(failed(failure)),
+                    }
+                    continue;
+                }
                 match program.render(&bound, template) {
                     Ok(prompt) if self.json => {
                         let line = prompt_line(task, Some(row.split), row.index, definition, &prompt);
@@ -156,6 +168,42 @@ impl Render {
         out.flush()?;
         if problems.is_empty() { Ok(()) } else { Err(Failure::Diagnostics(problems)) }
     }
+}
+
+/// A prompt for a terminal: what comes from the row is blue, options are yellow, targets green.
+fn coloured(body: &Body, trace: &Trace) -> String {
+    const ROW: &str = "\x1b[34m";
+    const OPTIONS: &str = "\x1b[33m";
+    const TARGETS: &str = "\x1b[32m";
+    const PLAIN: &str = "\x1b[0m";
+    let source = match body {
+        Body::Sides { inputs, .. } => &inputs.text,
+        Body::Prompt { prompt, .. } => &prompt.text,
+    };
+    let Traced { text, pieces } = &trace.inputs;
+    let inputs = pieces.iter().map(|piece| {
+        let shown = visible(&text[piece.output.clone()]);
+        let expression = source.get(piece.source.clone()).unwrap_or_default();
+        match expression {
+            _ if piece.literal => shown,
+            options if options.contains("options") || options.contains("answer_choices") => {
+                format!("{OPTIONS}{shown}{PLAIN}")
+            }
+            _ => format!("{ROW}{shown}{PLAIN}"),
+        }
+    });
+    let targets = visible(&trace.targets.text);
+    format!("{}\n{TARGETS}>>> {targets}{PLAIN}\n\n", inputs.collect::<String>())
+}
+
+/// A row's text must not command the terminal.
+fn visible(text: &str) -> String {
+    let shown = |c: char| match c {
+        '\n' | '\t' => c.to_string(),
+        c if c.is_control() => c.escape_default().to_string(),
+        c => c.to_string(),
+    };
+    text.chars().map(shown).collect()
 }
 
 /// The lines of a file, or of stdin for `-`.
@@ -217,4 +265,32 @@ fn prompt_line(task: &Task, split: Option<&str>, row: u64, template: &TemplateDe
         "inputs": prompt.inputs, "targets": prompt.targets,
         "options": prompt.options.as_deref(), "answer": prompt.answer.as_deref(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::template::engine::Stretch;
+    use crate::template::snippet::Snippet;
+
+    #[test]
+    fn colours_tell_where_text_comes_from() {
+        let inputs = Snippet::whole("inputs", "Say {{ text }}: {{ options_ }}");
+        let body = Body::Sides { inputs, targets: Snippet::whole("targets", "{{ answer }}") };
+        let piece = |output, source, literal| Stretch { output, source, literal };
+        let pieces = vec![
+            piece(0..4, 0..4, true),
+            piece(4..6, 7..11, false),
+            piece(6..8, 14..16, true),
+            piece(8..9, 19..27, false),
+        ];
+        let trace = Trace {
+            inputs: Traced { text: "Say \x1b!: o".to_owned(), pieces },
+            targets: Traced { text: "t".to_owned(), pieces: Vec::new() },
+            options: None,
+            answer: None,
+        };
+        let expected = "Say \x1b[34m\\u{1b}!\x1b[0m: \x1b[33mo\x1b[0m\n\x1b[32m>>> t\x1b[0m\n\n";
+        assert_eq!(coloured(&body, &trace), expected);
+    }
 }
