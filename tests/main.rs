@@ -1,6 +1,8 @@
 //! The integration tests: one program, a module for each part of the library that they go through.
 
 mod suite {
+    /// The audit of templates, by fixtures; and that the project's own pass it.
+    mod audit;
     /// The template checker: what is said about templates and expressions, by fixtures.
     mod check;
     /// Compiles of the bundled corpora: what is in the output, and that it is the same however it came about.

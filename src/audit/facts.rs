@@ -172,7 +172,7 @@ impl Text {
                         self.masked.push_str(&choices.iter().map(|(t, _)| t.as_str()).collect::<Vec<_>>().join(" "))
                     }
                 }
-                let source = range(emit.expr.span());
+                let source = range(emit.span());
                 self.expressions.push(Printed { source: source.clone(), choices });
                 if !captured {
                     self.print(source);

@@ -109,7 +109,7 @@ impl<'p> Measure<'p> {
                 Side::Inputs => {
                     let task = prompt.facts.planned.task;
                     let longest = task.program.longest_field(bound, prompt.template);
-                    let pays = longest.map_or("the end", |(field, _)| &task.definition.fields[field].name);
+                    let pays = longest.map_or("the end", |(field, _)| task.program.field_name(field));
                     *lengths.pays.entry(pays.to_owned()).or_default() += 1;
                     (&INPUTS_CUT, format!("inputs have more than {most} tokens, and `{pays}` is cut"))
                 }

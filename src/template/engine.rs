@@ -459,7 +459,8 @@ impl Program {
             return Err(errors);
         }
         let position = |name: &str| field_names.iter().position(|n| n == name);
-        let visible = |name: &str| template_names.iter().position(|n| n == name);
+        // The options are not a field that may be shortened.
+        let visible = |name: &str| template_names.iter().position(|n| n == name && name != "options_");
         Ok(Program {
             input_fields: reads
                 .templates
@@ -599,6 +600,11 @@ impl Program {
         let fields = self.input_fields[template].iter().filter(|&&i| Some(i) != self.answer && Some(i) != self.options);
         let texts = fields.filter_map(|&i| Some((i, bound.fields.get(i)?.as_str()?.to_owned())));
         texts.filter(|(_, text)| !text.is_empty()).max_by_key(|(i, text)| (text.len(), std::cmp::Reverse(*i)))
+    }
+
+    /// What templates call a field, by the number that [`Program::longest_field`] gives.
+    pub fn field_name(&self, field: usize) -> &str {
+        &self.template_names[field]
     }
 
     /// Renders one template over a row's fields.
