@@ -217,8 +217,19 @@ impl Excerpt {
 
     /// On one line, line breaks shown.
     pub fn line(&self) -> String {
-        format!("{}⟦{}⟧{}", self.before, self.marked, self.after).replace('\n', "↵")
+        let shown = |c: char| match c {
+            '\n' => "↵".to_owned(),
+            c if is_unseen(c) => c.escape_unicode().to_string(),
+            c => c.to_string(),
+        };
+        format!("{}⟦{}⟧{}", self.before, self.marked, self.after).chars().map(shown).collect()
     }
+}
+
+/// Characters that are not meant to be seen, those of writing direction and of no width among them.
+pub fn is_unseen(c: char) -> bool {
+    c.is_control() && !matches!(c, '\n' | '\t')
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
 /// What has been counted of one thing at one place.

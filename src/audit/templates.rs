@@ -57,11 +57,11 @@ fn numbers(facts: &Facts<'_>, findings: &mut Vec<Finding>) {
     let of_kind = |kind| task.definition.templates.iter().filter(|t| t.kind == kind).count();
     let (originals, turned_around) = (of_kind(Kind::Original), of_kind(Kind::TurnedAround));
     if originals < ORIGINALS {
-        let message = format!("{originals} original templates, and {ORIGINALS} are wanted");
+        let message = format!("original templates: {originals}, and at least {ORIGINALS} are wanted");
         findings.push(Finding::new(&FEW_ORIGINALS, task, Spot::Task, message));
     }
     if turned_around > TURNED_AROUND {
-        let message = format!("{turned_around} templates are turned around, and {TURNED_AROUND} may be");
+        let message = format!("templates turned around: {turned_around}, and at most {TURNED_AROUND} are wanted");
         findings.push(Finding::new(&MANY_TURNED_AROUND, task, Spot::Task, message));
     }
 }

@@ -1,6 +1,7 @@
 //! Text: what is wrong with the letters themselves, in the template's own words, in fields, and where they meet.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use whatlang::Lang;
 use xxhash_rust::xxh3::xxh3_64;
@@ -10,7 +11,7 @@ use super::code::{
     MOJIBAKE, STRAY_CHARACTERS, TRAILING_BLANKS, UNBALANCED, UNRENDERED_BRACES,
 };
 use super::facts::Facts;
-use super::finding::{Excerpt, Finding, Side, Spot, Tallies, Tally, side_of};
+use super::finding::{Excerpt, Finding, Side, Spot, Tallies, Tally, is_unseen, side_of};
 use super::observe::{Form, Prompt, Seen};
 use crate::example::ExampleId;
 use crate::template::engine::{Bound, Stretch, Traced, without_hyphens};
@@ -34,7 +35,7 @@ pub fn row(facts: &Facts<'_>, id: ExampleId, bound: &Bound, seen: &mut Seen) {
             }
             _ => continue,
         };
-        let mut hit = |code: &'static Code, what: &str, at: std::ops::Range<usize>| {
+        let mut hit = |code: &'static Code, what: &str, at: Range<usize>| {
             let message = format!("`{name}` has {what}");
             let excerpt = || Some(Excerpt::new(&text, at.clone()));
             seen.tallies.of(code, spot, message).add(|| facts.row(id), excerpt);
@@ -57,7 +58,7 @@ pub fn row(facts: &Facts<'_>, id: ExampleId, bound: &Bound, seen: &mut Seen) {
 }
 
 /// Bytes of UTF-8 that were read as Latin-1 or Windows-1252, or are lost.
-fn mojibake(text: &str) -> Option<std::ops::Range<usize>> {
+fn mojibake(text: &str) -> Option<Range<usize>> {
     let mut characters = text.char_indices().peekable();
     while let Some((at, c)) = characters.next() {
         let next = characters.peek().map(|&(_, next)| next);
@@ -74,12 +75,8 @@ fn mojibake(text: &str) -> Option<std::ops::Range<usize>> {
     None
 }
 
-fn control_character(text: &str) -> Option<std::ops::Range<usize>> {
-    let unseen = |c: char| {
-        c.is_control() && !matches!(c, '\n' | '\t')
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
-    };
-    text.char_indices().find(|&(_, c)| unseen(c)).map(|(at, c)| at..at + c.len_utf8())
+fn control_character(text: &str) -> Option<Range<usize>> {
+    text.char_indices().find(|&(_, c)| is_unseen(c)).map(|(at, c)| at..at + c.len_utf8())
 }
 
 /// The language of a text that is long enough for it to be told.
@@ -107,8 +104,8 @@ pub fn joints(prompt: &Prompt<'_>, side: Side, tallies: &mut Tallies) {
     let text = &traced.text;
     let own = |piece: &Stretch| prompt.facts.is_own(prompt.template, side, piece);
     let source = &side_of(prompt.facts.planned.task, prompt.template, side).text;
-    let mut hit = |code: &'static Code, piece: &Stretch, message: String, at: std::ops::Range<usize>| {
-        let spot = Spot::text(prompt.template, side, &piece.source);
+    let mut hit = |code: &'static Code, piece: &Stretch, message: String, at: Range<usize>| {
+        let spot = Spot::text(prompt.template, side, &source_of(piece, &at));
         tallies.of(code, spot, message).add(|| prompt.row(), || Some(Excerpt::new(text, at)));
     };
     for pair in traced.pieces.windows(2) {
@@ -229,22 +226,32 @@ pub fn finish(facts: &Facts<'_>, seen: &Seen, findings: &mut Vec<Finding>) {
             let mut said = BTreeMap::new();
             for form in seen.forms[side as usize].values() {
                 for (code, message, piece, at) in slips(facts, template, side, &form.example) {
+                    let source = source_of(&piece, &at);
                     let excerpt = Excerpt::new(&form.example.text, at);
                     let entry =
-                        said.entry((piece.source.start, code.name, message)).or_insert((code, piece, Tally::default()));
+                        said.entry((source.start, code.name, message)).or_insert((code, source, Tally::default()));
                     entry.2.absorb(Tally { excerpts: vec![excerpt], ..form.tally.clone() });
                 }
             }
-            for ((_, _, message), (code, piece, mut tally)) in said {
+            for ((_, _, message), (code, source, mut tally)) in said {
                 tally.excerpts.truncate(1);
-                let spot = Spot::text(template, side, &piece.source);
+                let spot = Spot::text(template, side, &source);
                 findings.push(Finding::new(code, facts.planned.task, spot, message).shown(tally, seen.prompts));
             }
         }
     }
 }
 
-type Slip = (&'static Code, String, Stretch, std::ops::Range<usize>);
+/// Where a stretch of rendered text stands in the template: in literal text to the byte.
+fn source_of(piece: &Stretch, at: &Range<usize>) -> Range<usize> {
+    if !piece.literal {
+        return piece.source.clone();
+    }
+    let from = piece.source.start + at.start.saturating_sub(piece.output.start);
+    from..(from + at.len()).min(piece.source.end)
+}
+
+type Slip = (&'static Code, String, Stretch, Range<usize>);
 
 /// What is wrong with the template's own words in one form of it.
 fn slips(facts: &Facts<'_>, template: usize, side: Side, traced: &Traced) -> Vec<Slip> {
@@ -264,7 +271,7 @@ fn slips(facts: &Facts<'_>, template: usize, side: Side, traced: &Traced) -> Vec
         })
         .collect();
     let mut slips: Vec<Slip> = Vec::new();
-    let mut add = |code, message: &str, piece: &Stretch, at: std::ops::Range<usize>| {
+    let mut add = |code, message: &str, piece: &Stretch, at: Range<usize>| {
         slips.push((code, message.to_owned(), piece.clone(), at));
     };
     for (i, &(at, c, piece)) in characters.iter().enumerate() {
@@ -310,16 +317,21 @@ fn slips(facts: &Facts<'_>, template: usize, side: Side, traced: &Traced) -> Vec
         add(&UNBALANCED, &format!("`{c}` has no counterpart"), piece, at..at + c.len_utf8());
     }
     let own_only: String = own_text.chars().map(|c| if c == MASK { ' ' } else { c }).collect();
-    if let Some(piece) = traced.pieces.iter().find(|p| facts.is_own(template, side, p)) {
-        if mojibake(&own_only).is_some() {
-            add(&MOJIBAKE, "characters of a wrong character set", piece, piece.output.clone());
+    let own_pieces = || traced.pieces.iter().filter(|p| facts.is_own(template, side, p));
+    for piece in own_pieces() {
+        let words = &text[piece.output.clone()];
+        let within = |at: Range<usize>| piece.output.start + at.start..piece.output.start + at.end;
+        if let Some(at) = mojibake(words) {
+            add(&MOJIBAKE, "characters of a wrong character set", piece, within(at));
         }
-        if control_character(&own_only).is_some() {
-            add(&CONTROL_CHARACTERS, "control characters", piece, piece.output.clone());
+        if let Some(at) = control_character(words) {
+            add(&CONTROL_CHARACTERS, "control characters", piece, within(at));
         }
-        if let Some(lang) = language(&own_only).filter(|lang| !facts.languages.contains(lang)) {
-            add(&FOREIGN_LANGUAGE, &format!("the template is in {}", lang.eng_name()), piece, piece.output.clone());
-        }
+    }
+    if let Some(piece) = own_pieces().next()
+        && let Some(lang) = language(&own_only).filter(|lang| !facts.languages.contains(lang))
+    {
+        add(&FOREIGN_LANGUAGE, &format!("the template is in {}", lang.eng_name()), piece, piece.output.clone());
     }
     slips
 }

@@ -61,7 +61,8 @@ fn every_code_has_fixtures() {
 #[test]
 fn any_number_of_threads_finds_the_same() {
     for name in ["trailing-blanks-fires", "rows-dropped-fires", "label-in-inputs-fires", "inputs-cut-fires"] {
-        let said = |threads| -> Vec<String> { check(name, threads).findings.iter().map(|f| f.json().to_string()).collect() };
+        let said =
+            |threads| -> Vec<String> { check(name, threads).findings.iter().map(|f| f.json().to_string()).collect() };
         assert_eq!(said(1), said(8), "{name}");
     }
 }
@@ -80,7 +81,7 @@ fn the_catalogue_is_clean() {
 fn the_catalogue_is_clean_on_real_rows() {
     let Some(corpora) = shared_corpora() else { return };
     let tfds = corpora.join("tfds");
-    let output = flanc(&["audit", "on-disk", "--data-dir", tfds.to_str().unwrap(), "--data-dir", "data", "--fail-on", "note"]);
+    let output = flanc(&["audit", "on-disk", "--data-dir", tfds.to_str().unwrap(), "--fail-on", "note"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
@@ -90,7 +91,8 @@ fn what_is_found_decides_the_exit_code() {
     let data = corpora.join("data");
     let schemas = corpora.join("schemas");
     let run = |arguments: &[&str]| {
-        let places = ["--templates", FIXTURES, "--schemas", schemas.to_str().unwrap(), "--data-dir", data.to_str().unwrap()];
+        let places =
+            ["--templates", FIXTURES, "--schemas", schemas.to_str().unwrap(), "--data-dir", data.to_str().unwrap()];
         let recipe = corpora.join("recipe.toml");
         fs::write(&recipe, "tasks = ['unused-field-does-not', 'unused-field-fires']").unwrap();
         flanc(&[&["audit", recipe.to_str().unwrap()], &places[..], arguments].concat())
@@ -103,7 +105,11 @@ fn what_is_found_decides_the_exit_code() {
     let lines: Vec<Value> =
         String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let of_kind = |kind: &str| lines.iter().filter(|line| line["kind"] == kind).collect::<Vec<_>>();
-    assert!(of_kind("finding").iter().any(|f| f["code"] == "unused-field" && f["line"] == 9 && f["task"] == "unused-field-fires"));
+    assert!(
+        of_kind("finding")
+            .iter()
+            .any(|f| f["code"] == "unused-field" && f["line"] == 9 && f["task"] == "unused-field-fires")
+    );
     let task = of_kind("task")[0];
     assert_eq!((&task["rows"], &task["prompts"], &task["findings"]["warning"]), (&json!(4), &json!(4), &json!(1)));
 }
@@ -128,7 +134,8 @@ fn a_change_of_templates_shows_in_prompts() {
     let (old, new) = (Scratch::new(), Scratch::new());
     let definition = fs::read_to_string(format!("{FIXTURES}/nli.toml")).unwrap();
     fs::write(old.join("nli.toml"), &definition).unwrap();
-    let template = "\n[[template]]\nname = 'added'\ninputs = '{{ premise }} {{ hypothesis }}'\ntargets = '{{ answer }}'\n";
+    let template =
+        "\n[[template]]\nname = 'added'\ninputs = '{{ premise }} {{ hypothesis }}'\ntargets = '{{ answer }}'\n";
     let changed = definition.replace("Does it follow?", "Does that follow?").replace("'maybe'", "'unclear'");
     fs::write(new.join("nli.toml"), changed + template).unwrap();
     let output = flanc(&[
@@ -141,9 +148,17 @@ fn a_change_of_templates_shows_in_prompts() {
         corpora.join("data").to_str().unwrap(),
     ]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    insta::assert_snapshot!(String::from_utf8(output.stdout).unwrap().replace(" \n", "\n"));
+    insta::assert_snapshot!(String::from_utf8(output.stdout).unwrap(), @r"
+    task and template                                              prompts   altered
+    nli base                                                            15        15
+      test:0
+      - inputs: d then it is silent until six.↵Does ⟦it follow? The clock is silent at three.↵OPTIONS:↵- yes↵- maybe⟧↵- no
+      + inputs: d then it is silent until six.↵Does ⟦that follow? The clock is silent at three.↵OPTIONS:↵- yes↵- unclear⟧↵- no
+    nli added added                                                     15        15
+    all                                                                 30        30
+    ");
     let unchanged = flanc(&["diff", "template-defs", "template-defs", "--task", "rte", "--rows", "5"]);
-    assert!(String::from_utf8_lossy(&unchanged.stdout).ends_with("      100         0\n"), "{unchanged:?}");
+    assert!(String::from_utf8_lossy(&unchanged.stdout).ends_with("      150         0\n"), "{unchanged:?}");
 }
 
 // ---- What they go through ------------------------------------------------------------------------------------------
@@ -216,7 +231,8 @@ fn features(of: &Value) -> Value {
         }),
         None => json!({ "pythonClassName": class("text_feature", "Text"), "text": {} }),
     };
-    let features: BTreeMap<&String, Value> = of.as_object().unwrap().iter().map(|(n, kind)| (n, feature(kind))).collect();
+    let features: BTreeMap<&String, Value> =
+        of.as_object().unwrap().iter().map(|(n, kind)| (n, feature(kind))).collect();
     json!({ "pythonClassName": class("features_dict", "FeaturesDict"), "featuresDict": { "features": features } })
 }
 
