@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{DataDirs, Definitions, Failure, Outcome, grouped, print, report};
 use crate::audit::code::{Basis, CODES, Code};
 use crate::audit::{Audit, Sample, Side, TaskAudit, audit};
-use crate::diag::{Diagnostic, Severity, listing};
+use crate::diag::{Diagnostic, Severity, Source, listing};
 use crate::mixture::{self, Recipe};
 use crate::plan::{Data, Plan, Sources, sources_of_all_splits, tokenizer_file, with_tokenizer};
 use crate::storage;
@@ -29,7 +29,8 @@ use crate::template::snippet::Snippet;
   flanc audit on-disk --data-dir ~/tensorflow_datasets --task rte --fail-on warning
   flanc audit --explain label-in-inputs")]
 pub struct AuditCommand {
-    /// Recipe that selects tasks, rows, templates, lengths and tokenizer [default: the bundled sample]
+    /// Recipe that selects tasks, rows, templates, lengths and tokenizer [default: the bundled sample, or every task of
+    /// --templates that is on disk]
     recipe: Option<String>,
     /// Only this task; may be given more than once
     #[arg(long = "task", value_name = "NAME")]
@@ -116,7 +117,14 @@ impl AuditCommand {
     /// The recipe, with no more tasks than were named.
     fn recipe(&self, catalogue: &Catalogue) -> Result<Recipe, Failure> {
         const SAMPLE: &str = "sample";
-        let (mut recipe, warnings) = mixture::find(self.recipe.as_deref().unwrap_or(SAMPLE), catalogue)?;
+        let (mut recipe, warnings) = match (&self.recipe, catalogue.recipe(SAMPLE)) {
+            // Definitions of one's own may have no recipe beside them.
+            (None, None) => {
+                let every_task = Source::new("flanc audit", "absent = \"skip\"\n");
+                mixture::read(&every_task, "".as_ref(), catalogue)?
+            }
+            (name, _) => mixture::find(name.as_deref().unwrap_or(SAMPLE), catalogue)?,
+        };
         report(&warnings);
         for name in &self.tasks {
             catalogue.task(name)?;

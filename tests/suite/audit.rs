@@ -101,6 +101,10 @@ fn what_is_found_decides_the_exit_code() {
     assert_eq!(run(&[]).status.code(), Some(0));
     assert_eq!(run(&["--fail-on", "warning"]).status.code(), Some(1));
     assert_eq!(run(&["--fail-on", "never"]).status.code(), Some(2));
+    let places =
+        ["--templates", FIXTURES, "--schemas", schemas.to_str().unwrap(), "--data-dir", data.to_str().unwrap()];
+    let every_task = flanc(&[&["audit", "--json"], &places[..]].concat());
+    assert!(String::from_utf8_lossy(&every_task.stdout).contains("\"code\":\"stray-characters\""), "{every_task:?}");
     let output = run(&["--json", "--fail-on", "warning", "--task", "unused-field-fires", "--rows", "2"]);
     let lines: Vec<Value> =
         String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
