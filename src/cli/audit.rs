@@ -22,7 +22,7 @@ use crate::template::snippet::Snippet;
 ///
 /// Every template of the recipe's tasks is rendered over a sample of rows. What is found goes to stdout, each finding
 /// with its code, place, rows, text and what to do about it, and a table of all tasks at the end. Findings that are
-/// meant to be so are allowed in the definition: [[allow]] with code, template and why.
+/// meant to be so are allowed in the definition: `[[allow]]` with code, template and why.
 #[derive(Args)]
 #[command(after_help = "Examples:
   flanc audit

@@ -36,6 +36,8 @@ use std::sync::OnceLock;
 use serde_json::Value;
 use tokenizers::pipeline::{EncodeOptions, Override, PipelineToken, PipelineTokenizer};
 
+use xxhash_rust::xxh3::xxh3_64;
+
 use crate::diag::{Diagnostic, Result};
 use crate::storage;
 
@@ -164,7 +166,7 @@ impl Tokenizer {
 
     /// A thread's own means to encode.
     pub fn encoder(&self) -> Encoder<'_> {
-        Encoder { tokenizer: self, scratch: Vec::new(), open: String::new(), options: as_data() }
+        Encoder { tokenizer: self, scratch: Vec::new(), open: String::new(), ends: Vec::new(), options: as_data() }
     }
 
     /// Encodes the [`battery`] with both engines and compares the ids, and the vocabularies as well.
@@ -243,6 +245,8 @@ pub struct Encoder<'t> {
     scratch: Vec<PipelineToken>,
     /// What of joined texts is not yet encoded.
     open: String,
+    /// Ends of parts with their ids, by a hash: the same ones come again in the next prompt of a row, or in every row.
+    ends: Vec<(String, Vec<u32>)>,
     options: EncodeOptions,
 }
 
@@ -287,13 +291,41 @@ impl Encoder<'_> {
                 continue;
             }
             open.push_str(&part.text[..part.middle.start]);
-            self.encode_into(&open, ids)?;
+            self.encode_end(&open, ids)?;
             ids.extend_from_slice(&part.ids);
             open.clear();
             open.push_str(&part.text[part.middle.end..]);
         }
-        self.encode_into(&open, ids)?;
+        self.encode_end(&open, ids)?;
         self.open = open;
+        Ok(())
+    }
+
+    /// [`Encoder::encode_into`] for what stands at a joint: short, and likely to have been encoded before.
+    fn encode_end(&mut self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
+        /// Ends that are remembered, under a megabyte in all.
+        const ENDS: usize = 4096;
+        const LONGEST: usize = 64;
+        if text.len() > LONGEST {
+            return self.encode_into(text, ids);
+        }
+        if self.ends.is_empty() {
+            self.ends.resize_with(ENDS, Default::default);
+        }
+        let slot = xxh3_64(text.as_bytes()) as usize % ENDS;
+        let known = &self.ends[slot];
+        // An empty slot holds the empty text, which has no ids.
+        if known.0 == text {
+            ids.extend_from_slice(&known.1);
+            return Ok(());
+        }
+        let start = ids.len();
+        self.encode_into(text, ids)?;
+        let known = &mut self.ends[slot];
+        known.0.clear();
+        known.0.push_str(text);
+        known.1.clear();
+        known.1.extend_from_slice(&ids[start..]);
         Ok(())
     }
 
