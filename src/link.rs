@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::compile::Progress;
 use crate::diag::{Diagnostic, Result};
 use crate::expand::{GROUP_BYTES, GROUP_ROWS, Object, Unit};
-use crate::mixture::{Profile, Size, quotas};
+use crate::mixture::{Profile, Size, quotas, quotas_without_repeats};
 use crate::pack::pack;
 use crate::plan::{Plan, Role, SplitName};
 use crate::seed::{Seed, Stream};
@@ -209,13 +209,7 @@ fn draw(
             let mean: f64 = tasks.iter().zip(&rates).map(|(t, rate)| rate * tokens[t] as f64 / prompts[t] as f64).sum();
             quotas((total as f64 / mean).round() as u64, &rates)
         }
-        Size::WithoutRepeats => {
-            let drawn = tasks.iter().zip(&rates).filter(|(_, rate)| **rate > 0.0);
-            let total = drawn.map(|(t, rate)| prompts[t] as f64 / rate).fold(f64::INFINITY, f64::min);
-            let quotas = quotas(if total.is_finite() { total.floor() as u64 } else { 0 }, &rates);
-            // The largest remainder may round a task up past its last prompt.
-            tasks.iter().zip(quotas).map(|(t, quota)| quota.min(prompts[t])).collect()
-        }
+        Size::WithoutRepeats => quotas_without_repeats(&tasks.iter().map(|t| prompts[t]).collect::<Vec<_>>(), &rates),
     };
     let all: u64 = wanted.iter().sum();
     let (mut draws, mut drawn) = (BTreeMap::new(), BTreeMap::new());

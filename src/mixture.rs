@@ -756,6 +756,15 @@ pub fn quotas(total: u64, rates: &[f64]) -> Vec<u64> {
     quotas
 }
 
+/// The largest quotas by `rates` that draw none of so many prompts twice.
+pub fn quotas_without_repeats(prompts: &[u64], rates: &[f64]) -> Vec<u64> {
+    let drawn = prompts.iter().zip(rates).filter(|(_, rate)| **rate > 0.0);
+    let total = drawn.map(|(n, rate)| *n as f64 / rate).fold(f64::INFINITY, f64::min);
+    let quotas = quotas(if total.is_finite() { total.floor() as u64 } else { 0 }, rates);
+    // The largest remainder may round a task up past its last prompt.
+    quotas.into_iter().zip(prompts).map(|(quota, n)| quota.min(*n)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{Definitions, Outcome, grouped, print, report};
-use crate::mixture::{self, Size, quotas};
+use crate::mixture::{self, Size, quotas, quotas_without_repeats};
 use crate::plan::{Data, Role, Sources, SplitName, sources};
 
 /// List recipes, or show what one asks for without reading data
@@ -132,12 +132,7 @@ impl Expected {
         let drawn = match recipe.size {
             Size::All | Size::Tokens(_) => prompts.clone(),
             Size::Prompts(total) => quotas(total, &rates),
-            Size::WithoutRepeats => {
-                let totals = prompts.iter().zip(&rates).filter(|(_, r)| **r > 0.0).map(|(n, r)| *n as f64 / r);
-                let total = totals.fold(f64::INFINITY, f64::min);
-                let quotas = quotas(if total.is_finite() { total as u64 } else { 0 }, &rates);
-                quotas.into_iter().zip(&prompts).map(|(quota, n)| quota.min(*n)).collect()
-            }
+            Size::WithoutRepeats => quotas_without_repeats(&prompts, &rates),
         };
         let all: u64 = drawn.iter().sum();
         let trained = examples.iter().zip(&prompts).zip(&rates).zip(&drawn);

@@ -638,18 +638,13 @@ impl Program {
         self.slots.len()
     }
 
-    /// The pieces of a template's inputs and of its targets, if it is made of pieces.
-    pub fn template_pieces(&self, template: usize) -> Option<[&[Piece]; 2]> {
-        match &self.templates[template] {
-            TemplateProgram::Sides { pieces: Some([inputs, targets]), .. } => Some([inputs, targets]),
-            _ => None,
-        }
-    }
-
-    /// The same for a row for which all its slots can be printed, and are not so long that the engine might refuse.
+    /// The pieces of a template's inputs and of its targets, if it is made of pieces, and the row can print all its slots
+    /// without their being so long that the engine might refuse.
     pub fn pieces(&self, bound: &Bound, template: usize) -> Option<[&[Piece]; 2]> {
-        let sides = self.template_pieces(template)?;
-        for side in sides {
+        let TemplateProgram::Sides { pieces: Some([inputs, targets]), .. } = &self.templates[template] else {
+            return None;
+        };
+        for side in [inputs, targets] {
             let mut length = 0;
             for piece in side {
                 length += match piece {
@@ -661,7 +656,7 @@ impl Program {
                 return None;
             }
         }
-        Some(sides)
+        Some([inputs, targets])
     }
 
     /// What a slot prints for a row; nothing where [`Program::pieces`] has found that it cannot.
