@@ -4,6 +4,7 @@
 //! whole files in place and leaves a receipt; stopping at any moment loses at most the units under way, and running
 //! again goes on with the rest. The manifest is written last.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Mutex;
@@ -16,7 +17,7 @@ use serde_json::json;
 use crate::contamination::{self, Overlap};
 use crate::diag::{Diagnostic, Result, Severity, listing, one};
 use crate::exemplars::Pools;
-use crate::expand::{self, Counts, Object, UNIT_ROWS, Unit};
+use crate::expand::{self, Counts, Keep, Object, UNIT_ROWS, Unit};
 use crate::link::{self, Linked};
 use crate::mixture::{Contamination, Filters};
 use crate::plan::{FORMAT, Plan, Role, SplitName, corpus_identity, prompt_settings};
@@ -198,15 +199,18 @@ fn check_foreign(out: &Path) -> Result<()> {
         .into())
 }
 
-/// Compares the two tokenizer engines, unless that was done here for this tokenizer before.
+/// Compares the two tokenizer engines, unless this user has done that for this tokenizer before.
 fn verify_tokenizer(plan: &Plan<'_>, out: &Path) -> Result<()> {
-    let path = out.join(receipts::DIRECTORY).join("tokenizer-verified");
     let key = plan.tokenizer.verdict_key();
-    if storage::stamp(&path).is_some() && storage::read_text(&path)? == key {
+    let name = format!("tokenizer-verified-{}", &blake3::hash(key.as_bytes()).to_hex()[..16]);
+    let beside = out.join(receipts::DIRECTORY).join(&name);
+    let path = storage::cache().map_or_else(|| beside.clone(), |cache| cache.join(&name));
+    if [&path, &beside].iter().any(|path| storage::read_text(path).is_ok_and(|verdict| verdict == key)) {
         return Ok(());
     }
     plan.tokenizer.verify()?;
-    storage::write(&path, key.as_bytes())
+    // A cache that cannot be written to is as good as none.
+    storage::write(&path, key.as_bytes()).or_else(|_| storage::write(&beside, key.as_bytes()))
 }
 
 /// Opens all files; gives what is wrong with them as a whole, and how many records that concerns.
@@ -345,26 +349,46 @@ fn expand_units(
     let reused = AtomicU64::new(0);
     let pools = Pools::new(plan);
     let files = |object: &Object| vec![object.shard.clone(), object.provenance.clone()];
-    let objects: Result<Vec<(Unit, Object)>> = units
-        .par_iter()
-        .map(|unit| {
-            let stamps = &inputs[&(unit.task, unit.split)];
-            let object = match receipts::find(out, &unit.stem, &unit.key, stamps, files) {
-                Some(object) => {
-                    reused.fetch_add(1, Ordering::Relaxed);
-                    object
-                }
-                None => {
-                    let object = expand::run(plan, unit, &selections[&(unit.task, unit.split)].rows, &pools, out)?;
-                    receipts::leave(out, &unit.stem, &unit.key, stamps, &object)?;
-                    object
-                }
-            };
-            progress.advance(unit.to - unit.from, object.shard.tokens);
-            Ok((unit.clone(), object))
-        })
+    // The longest first: what is begun last keeps one thread busy while the others have nothing left to do.
+    let mut order: Vec<usize> = (0..units.len()).collect();
+    order.sort_by_cached_key(|&i| Reverse(weight(plan, &units[i], inputs)));
+    let objects: Result<Vec<(usize, Object)>> = order
+        .into_iter()
+        .par_bridge()
+        .map_init(
+            || Keep::new(plan),
+            |keep, i| {
+                let unit = &units[i];
+                let stamps = &inputs[&(unit.task, unit.split)];
+                let object = match receipts::find(out, &unit.stem, &unit.key, stamps, files) {
+                    Some(object) => {
+                        reused.fetch_add(1, Ordering::Relaxed);
+                        object
+                    }
+                    None => {
+                        let object =
+                            expand::run(plan, unit, &selections[&(unit.task, unit.split)].rows, &pools, out, keep)?;
+                        receipts::leave(out, &unit.stem, &unit.key, stamps, &object)?;
+                        object
+                    }
+                };
+                progress.advance(unit.to - unit.from, object.shard.tokens);
+                Ok((i, object))
+            },
+        )
         .collect();
-    Ok((objects?, reused.into_inner() as usize))
+    let mut objects = objects?;
+    objects.sort_by_key(|(i, _)| *i);
+    let objects = objects.into_iter().map(|(i, object)| (units[i].clone(), object)).collect();
+    Ok((objects, reused.into_inner() as usize))
+}
+
+/// About how many bytes of text a unit makes.
+fn weight(plan: &Plan<'_>, unit: &Unit, inputs: &Inputs) -> u64 {
+    let task = &plan.tasks[unit.task];
+    let bytes: u64 = inputs[&(unit.task, unit.split)].iter().map(|(_, size, _)| size).sum();
+    let share = (unit.to - unit.from) as f64 / task.splits[unit.split].rows.max(1) as f64;
+    (bytes as f64 * share * task.templates.len() as f64) as u64
 }
 
 /// Stops the run if more records were bad than it may skip; gives their number and the list otherwise.

@@ -4,7 +4,7 @@
 //! prompts, and writes one Parquet file with its provenance beside it. What happened to every row is counted.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -158,11 +158,30 @@ impl TemplateDraw {
     }
 }
 
+/// What a thread keeps from one unit to the next: memory, and the words that its encoder knows.
+pub struct Keep<'p> {
+    encoder: Encoder<'p>,
+    prompts: PromptRows,
+}
+
+impl<'p> Keep<'p> {
+    pub fn new(plan: &'p Plan<'_>) -> Keep<'p> {
+        Keep { encoder: plan.tokenizer.encoder(), prompts: PromptRows::default() }
+    }
+}
+
 /// Makes a unit's shard below `out`.
-pub fn run(plan: &Plan<'_>, unit: &Unit, selection: &Selection, pools: &Pools<'_>, out: &Path) -> Result<Object> {
+pub fn run<'p>(
+    plan: &'p Plan<'p>,
+    unit: &Unit,
+    selection: &Selection,
+    pools: &'p Pools<'p>,
+    out: &Path,
+    keep: &mut Keep<'p>,
+) -> Result<Object> {
     let task = &plan.tasks[unit.task];
     let split = &task.splits[unit.split];
-    let mut worker = Worker::new(plan, task, split, unit, pools.of(unit.task)?, out)?;
+    let mut worker = Worker::new(plan, task, split, unit, pools.of(unit.task)?, out, keep)?;
     let mut seen = 0;
     rows(plan, task, split, selection, (unit.from, unit.to), |event| {
         seen += if let Event::Bad { records, .. } = event { records } else { 1 };
@@ -179,19 +198,14 @@ pub fn run(plan: &Plan<'_>, unit: &Unit, selection: &Selection, pools: &Pools<'_
     worker.finish()
 }
 
-/// The rows of the profile that a unit writes.
-enum Rows {
-    Prompts(PromptRows),
-    Eval(EvalRows),
-}
-
-struct Worker<'p> {
+struct Worker<'k, 'p> {
     plan: &'p Plan<'p>,
     task: &'p PlannedTask<'p>,
     split_name: &'static str,
-    encoder: Encoder<'p>,
+    keep: &'k mut Keep<'p>,
     exemplars: Option<&'p Exemplars<'p>>,
-    rows: Rows,
+    /// Rows of an evaluation; those of the others are in `keep`.
+    eval: Option<EvalRows>,
     provenance: ProvenanceRows,
     shard: ShardWriter,
     provenance_shard: ShardWriter,
@@ -208,45 +222,40 @@ struct Worker<'p> {
     joints: Option<Joints>,
 }
 
-/// The encoded pieces of a task's templates: texts for good, what stands between them for a row.
+/// The encoded pieces of a task's templates.
 struct Joints {
-    texts: HashMap<usize, Part>,
+    texts: Vec<Part>,
     slots: Vec<Part>,
     /// Whether a slot's part is that of the row under way.
     fresh: Vec<bool>,
 }
 
 impl Joints {
-    fn new(slots: usize) -> Joints {
-        Joints { texts: HashMap::new(), slots: vec![Part::default(); slots], fresh: vec![false; slots] }
+    fn new(program: &Program, encoder: &mut Encoder<'_>) -> Result<Joints> {
+        let texts: Result<Vec<Part>> = program.texts().iter().map(|text| encoder.part(text, Part::default())).collect();
+        let slots = program.slots();
+        Ok(Joints { texts: texts?, slots: vec![Part::default(); slots], fresh: vec![false; slots] })
     }
 
-    /// Encodes a piece unless that was done.
-    fn prepare(&mut self, piece: &Piece, program: &Program, bound: &Bound, encoder: &mut Encoder<'_>) -> Result<()> {
-        match piece {
-            // A text is known by where it stands in its template, which stays as long as the process.
-            Piece::Text(text) if !self.texts.contains_key(&(text.as_ptr() as usize)) => {
-                self.texts.insert(text.as_ptr() as usize, encoder.part(text, Part::default())?);
-            }
-            Piece::Slot(slot) if !self.fresh[*slot] => {
-                let part = std::mem::take(&mut self.slots[*slot]);
-                self.slots[*slot] = encoder.part(program.slot(bound, *slot), part)?;
-                self.fresh[*slot] = true;
-            }
-            _ => {}
+    /// Encodes what a slot prints for the row under way, unless that was done.
+    fn prepare(&mut self, slot: usize, text: &str, encoder: &mut Encoder<'_>) -> Result<()> {
+        if !self.fresh[slot] {
+            let part = std::mem::take(&mut self.slots[slot]);
+            self.slots[slot] = encoder.part(text, part)?;
+            self.fresh[slot] = true;
         }
         Ok(())
     }
 
-    fn part(&self, piece: &Piece) -> &Part {
+    fn part(&self, piece: Piece) -> &Part {
         match piece {
-            Piece::Text(text) => &self.texts[&(text.as_ptr() as usize)],
-            Piece::Slot(slot) => &self.slots[*slot],
+            Piece::Text(text) => &self.texts[text],
+            Piece::Slot(slot) => &self.slots[slot],
         }
     }
 }
 
-impl<'p> Worker<'p> {
+impl<'k, 'p> Worker<'k, 'p> {
     fn new(
         plan: &'p Plan<'p>,
         task: &'p PlannedTask<'p>,
@@ -254,7 +263,10 @@ impl<'p> Worker<'p> {
         unit: &Unit,
         exemplars: Option<&'p Exemplars<'p>>,
         out: &Path,
+        keep: &'k mut Keep<'p>,
     ) -> Result<Self> {
+        // A unit that failed may have left some.
+        keep.prompts.clear();
         let name = task.task.name();
         let corpus = plan.corpora[task.corpus].info.name.to_string();
         let metadata: Vec<(String, String)> = [
@@ -270,20 +282,15 @@ impl<'p> Worker<'p> {
         .map(|(k, v)| (k.to_owned(), v))
         .into();
         let eval = task.role == Role::HeldOut;
-        let (rows, schema) = if eval {
-            (Rows::Eval(EvalRows::default()), EvalRows::schema())
-        } else {
-            (Rows::Prompts(PromptRows::default()), PromptRows::schema())
-        };
+        let schema = if eval { EvalRows::schema() } else { PromptRows::schema() };
         let file = |suffix: &str| format!("{}{suffix}.parquet", unit.stem);
         let form = if exemplars.is_some() { ProvenanceForm::WithExemplars } else { ProvenanceForm::Prompts };
         Ok(Worker {
             plan,
             task,
             split_name: split.name.name(),
-            encoder: plan.tokenizer.encoder(),
             exemplars,
-            rows,
+            eval: eval.then(EvalRows::default),
             provenance: ProvenanceRows::new(origin_names(plan, task), form),
             shard: ShardWriter::create(out, &file(""), schema, &metadata)?,
             provenance_shard: ShardWriter::create(out, &file(".provenance"), ProvenanceRows::schema(form), &metadata)?,
@@ -296,7 +303,9 @@ impl<'p> Worker<'p> {
             text_bytes: 0,
             // Exemplars and markers stand around whole texts, and evaluations need the options beside the prompt.
             joints: (!eval && exemplars.is_none() && plan.recipe.wrapper == Wrapper::None)
-                .then(|| Joints::new(task.task.program.slots())),
+                .then(|| Joints::new(&task.task.program, &mut keep.encoder))
+                .transpose()?,
+            keep,
         })
     }
 
@@ -342,7 +351,7 @@ impl<'p> Worker<'p> {
             let joined = self.encode_joined(bound, template)?.then(|| (self.ids.clone(), self.targets.clone()));
             shots = self.encode_inputs(&mut prompt.inputs, template, id)?;
             self.targets.clear();
-            self.encoder.encode_into(&prompt.targets, &mut self.targets)?;
+            self.keep.encoder.encode_into(&prompt.targets, &mut self.targets)?;
             if sampled {
                 // What was joined from parts has to be what the whole gives, and that what the reference gives.
                 let (inputs, targets) = joined.unwrap_or_else(|| (self.ids.clone(), self.targets.clone()));
@@ -375,17 +384,18 @@ impl<'p> Worker<'p> {
             length: length as u32,
         });
         self.provenance.exemplars(shots.iter().map(|shot| (shot.id.split, shot.id.index, shot.template as u32)));
-        let full = match &mut self.rows {
-            Rows::Prompts(rows) => {
+        let full = match &mut self.eval {
+            None => {
+                let rows = &mut self.keep.prompts;
                 self.ids.extend_from_slice(&self.targets);
                 rows.push(&self.ids, target_start);
                 rows.rows() >= GROUP_ROWS || rows.bytes() >= GROUP_BYTES
             }
-            Rows::Eval(rows) => {
+            Some(rows) => {
                 let mut options = Vec::new();
                 for option in choices.iter().flat_map(|(options, _)| options.iter()) {
                     let mut ids = Vec::new();
-                    self.encoder.encode_into(option, &mut ids)?;
+                    self.keep.encoder.encode_into(option, &mut ids)?;
                     ids.push(self.plan.eos.id);
                     options.push(ids);
                 }
@@ -406,10 +416,7 @@ impl<'p> Worker<'p> {
         let program = &self.task.task.program;
         let Some(joints) = &mut self.joints else { return Ok(false) };
         let Some(sides) = program.pieces(bound, template) else { return Ok(false) };
-        let text = |piece: &Piece| match piece {
-            Piece::Text(text) => text,
-            Piece::Slot(slot) => program.slot(bound, *slot),
-        };
+        let text = |piece: &Piece| program.piece(bound, *piece);
         // Rendering says which side is empty.
         if sides.iter().any(|side| side.iter().all(|piece| text(piece).trim().is_empty())) {
             return Ok(false);
@@ -417,10 +424,12 @@ impl<'p> Worker<'p> {
         self.text_bytes = sides.iter().flat_map(|side| side.iter()).map(|piece| text(piece).len() as u64).sum();
         for (side, ids) in sides.iter().zip([&mut self.ids, &mut self.targets]) {
             for piece in side.iter() {
-                joints.prepare(piece, program, bound, &mut self.encoder)?;
+                if let Piece::Slot(slot) = piece {
+                    joints.prepare(*slot, text(piece), &mut self.keep.encoder)?;
+                }
             }
             ids.clear();
-            self.encoder.encode_joined(side.iter().map(|piece| joints.part(piece)), ids)?;
+            self.keep.encoder.encode_joined(side.iter().map(|piece| joints.part(*piece)), ids)?;
         }
         Ok(true)
     }
@@ -431,8 +440,8 @@ impl<'p> Worker<'p> {
         let mut shots = Vec::new();
         if let Some(exemplars) = self.exemplars {
             self.ids.clear();
-            self.encoder.encode_into(inputs, &mut self.ids)?;
-            shots = exemplars.draw(id, template, self.ids.len(), &mut self.encoder)?;
+            self.keep.encoder.encode_into(inputs, &mut self.ids)?;
+            shots = exemplars.draw(id, template, self.ids.len(), &mut self.keep.encoder)?;
         }
         let most = recipe.lengths.inputs - usize::from(self.plan.separator.is_some());
         loop {
@@ -442,7 +451,7 @@ impl<'p> Worker<'p> {
                 Cow::Borrowed(_) => None,
             };
             self.ids.clear();
-            self.encoder.encode_into(assembled.as_deref().unwrap_or(inputs), &mut self.ids)?;
+            self.keep.encoder.encode_into(assembled.as_deref().unwrap_or(inputs), &mut self.ids)?;
             // A prompt is not cut for the sake of its exemplars, except as FLAN v1 cuts: wherever the length ends.
             if shots.is_empty() || self.ids.len() <= most || recipe.lengths.overflow == Overflow::Right {
                 if let Some(text) = assembled {
@@ -498,14 +507,14 @@ impl<'p> Worker<'p> {
             let excess = self.ids.len() - most;
             let Some((field, text)) = program.longest_field(&cut, template) else { return Ok(false) };
             let mut tokens = Vec::new();
-            self.encoder.encode_into(&text, &mut tokens)?;
+            self.keep.encoder.encode_into(&text, &mut tokens)?;
             let keep = tokens.len().saturating_sub(excess);
             cut = cut.with_field(field, &self.prefix(&text, &tokens, keep));
             let Ok(prompt) = program.render(&cut, template) else { return Ok(false) };
             // What is too long has lost its exemplars already.
             let inputs = exemplar::assemble(&[], &prompt.inputs, self.plan.recipe.wrapper);
             self.ids.clear();
-            self.encoder.encode_into(&inputs, &mut self.ids)?;
+            self.keep.encoder.encode_into(&inputs, &mut self.ids)?;
             if self.ids.len() <= most {
                 return Ok(true);
             }
@@ -530,16 +539,16 @@ impl<'p> Worker<'p> {
     }
 
     fn flush(&mut self) -> Result<()> {
-        let batch = match &mut self.rows {
-            Rows::Prompts(rows) => rows.finish(),
-            Rows::Eval(rows) => rows.finish(),
+        let batch = match &mut self.eval {
+            None => self.keep.prompts.finish(),
+            Some(rows) => rows.finish(),
         };
         if batch.num_rows() > 0 {
             self.shard.write(&batch)?;
             self.provenance_shard.write(&self.provenance.finish())?;
         }
-        if let Rows::Prompts(rows) = &mut self.rows {
-            rows.reclaim(batch);
+        if self.eval.is_none() {
+            self.keep.prompts.reclaim(batch);
         }
         Ok(())
     }

@@ -28,7 +28,7 @@ use crate::seed::{Seed, Stream};
 use crate::shard::columns::{
     MegatronRows, Origin, OriginNames, PackedRows, PromptRows, ProvenanceForm, ProvenanceRows,
 };
-use crate::shard::reader;
+use crate::shard::reader::{self, IdPages};
 use crate::shard::receipts;
 use crate::shard::writer::{FileInfo, ShardWriter};
 use crate::storage::{self, Mapped};
@@ -233,9 +233,8 @@ fn last_key(plan: &Plan<'_>, task: usize, rest: u64, sources: &[Source<'_>], out
     let stream = draw_stream(plan, task);
     let mut keys = Vec::new();
     for source in sources.iter().filter(|s| s.task == task) {
-        for batch in reader::open(out, &source.object.provenance.path, GROUP_ROWS)? {
-            let origins = origins(plan, task, &batch?, &source.object.provenance.path)?;
-            keys.extend(origins.iter().map(|o| draw_key(stream, o)));
+        for batch in origins(plan, source, out)? {
+            keys.extend(batch?.iter().map(|o| draw_key(stream, o)));
         }
     }
     if rest == 0 || rest as usize > keys.len() {
@@ -265,44 +264,53 @@ fn shard_count(plan: &Plan<'_>, sources: &[Source<'_>], drawn: &BTreeMap<usize, 
     ((tokens / plan.recipe.output.shard_tokens as f64).ceil() as usize).max(1)
 }
 
-/// The provenance rows of a task shard.
-fn origins(plan: &Plan<'_>, task: usize, batch: &RecordBatch, path: &str) -> Result<Vec<Origin>> {
-    let planned = &plan.tasks[task];
+/// The provenance of a task shard, in batches of its rows.
+fn origins<'s>(
+    plan: &'s Plan<'_>,
+    source: &'s Source<'_>,
+    out: &Path,
+) -> Result<impl Iterator<Item = Result<Vec<Origin>>> + 's> {
+    const COLUMNS: [&str; 5] = ["split", "row", "template", "target_start", "length"];
+    let path = &source.object.provenance.path;
+    let planned = &plan.tasks[source.task];
     let splits: Vec<&str> = plan.corpora[planned.corpus].info.splits.iter().map(|s| s.name.as_str()).collect();
     let templates: Vec<&str> = planned.task.definition.templates.iter().map(|t| t.name.text.as_str()).collect();
-    let text = |name: &str| {
-        reader::column(batch, name, path)
-            .and_then(|c| c.as_string_opt::<i32>().ok_or_else(|| reader::wrong_type(name, path)))
-    };
-    let u32s = |name: &str| {
-        reader::column(batch, name, path)
-            .and_then(|c| c.as_primitive_opt::<UInt32Type>().ok_or_else(|| reader::wrong_type(name, path)))
-    };
-    let row = reader::column(batch, "row", path)?
-        .as_primitive_opt::<UInt64Type>()
-        .ok_or_else(|| reader::wrong_type("row", path))?;
-    let (split, template) = (text("split")?, text("template")?);
-    let (target_start, length) = (u32s("target_start")?, u32s("length")?);
-    let index = |names: &[&str], name: &str| -> Result<u32> {
+    let batches = reader::open_categories(out, path, GROUP_ROWS, &COLUMNS)?;
+    Ok(batches.map(move |batch| {
+        let batch = batch?;
+        let u32s = |name: &str| {
+            let column = reader::column(&batch, name, path)?.as_primitive_opt::<UInt32Type>();
+            column.ok_or_else(|| reader::wrong_type(name, path))
+        };
+        let row = reader::column(&batch, "row", path)?.as_primitive_opt::<UInt64Type>();
+        let row = row.ok_or_else(|| reader::wrong_type("row", path))?;
+        let split = indices(&batch, "split", path, &splits)?;
+        let template = indices(&batch, "template", path, &templates)?;
+        let (target_start, length) = (u32s("target_start")?, u32s("length")?);
+        let origin = |i: usize| Origin {
+            task: source.task as u32,
+            split: split[i],
+            row: row.value(i),
+            template: template[i],
+            repeat: 0,
+            target_start: target_start.value(i),
+            length: length.value(i),
+        };
+        Ok((0..batch.num_rows()).map(origin).collect())
+    }))
+}
+
+/// A column of names as indices into `names`.
+fn indices(batch: &RecordBatch, column: &str, path: &str, names: &[&str]) -> Result<Vec<u32>> {
+    let (categories, keys) = reader::categories(batch, column, path)?;
+    let index = |name: &str| {
         names.iter().position(|n| *n == name).map(|i| i as u32).ok_or_else(|| {
             Diagnostic::error("provenance", format!("{path} names `{name}`, which the plan does not have"))
                 .help("remove the output directory and compile again")
-                .into()
         })
     };
-    (0..batch.num_rows())
-        .map(|i| {
-            Ok(Origin {
-                task: task as u32,
-                split: index(&splits, split.value(i))?,
-                row: row.value(i),
-                template: index(&templates, template.value(i))?,
-                repeat: 0,
-                target_start: target_start.value(i),
-                length: length.value(i),
-            })
-        })
-        .collect()
+    let categories: Vec<u32> = categories.iter().map(|name| index(name)).collect::<Result<_, _>>()?;
+    Ok(keys.iter().map(|&key| categories[key as usize]).collect())
 }
 
 /// A scattered task shard: a file, and where in it the prompts of each mixture shard lie.
@@ -343,25 +351,18 @@ fn scatter(plan: &Plan<'_>, source: &Source<'_>, draw: Draw, shards: usize, out:
         Ok(())
     };
     if source.object.counts.prompts > 0 && (draw.passes > 0 || draw.last.is_some()) {
-        let shard = reader::open_columns(out, &source.object.shard.path, GROUP_ROWS, &["input_ids"])?;
-        let mut provenance = reader::open(out, &source.object.provenance.path, GROUP_ROWS)?;
-        let mut pending: std::collections::VecDeque<Origin> = Default::default();
-        for batch in shard {
-            let batch = batch?;
-            while pending.len() < batch.num_rows() {
-                let Some(more) = provenance.next() else { break };
-                pending.extend(origins(plan, task, &more?, &source.object.provenance.path)?);
-            }
-            let (ids, ends) = reader::lists_i32(&batch, "input_ids", &source.object.shard.path)?;
-            for row in ends.windows(2) {
-                let Some(origin) = pending.pop_front() else {
-                    return Err(Diagnostic::error(
-                        "provenance",
-                        format!("{} has fewer rows than its shard", source.unit.stem),
-                    )
-                    .into());
-                };
-                let ids = &ids[row[0] as usize..row[1] as usize];
+        // A page holds the ids of whole prompts, which the provenance tells apart.
+        let mut pages = IdPages::open(out, &source.object.shard.path, "input_ids")?;
+        let mut page = Vec::new();
+        let mut at = 0;
+        for batch in origins(plan, source, out)? {
+            for origin in batch? {
+                if at == page.len() {
+                    at = 0;
+                    pages.next_page(&mut page)?;
+                }
+                let ids = page.get(at..at + origin.length as usize).ok_or_else(|| apart(source))?;
+                at += ids.len();
                 let more = draw.last.is_some_and(|last| draw_key(picks, &origin) <= last);
                 let stream = order.at(u64::from(origin.split)).at(origin.row).at(u64::from(origin.template));
                 for repeat in 0..draw.passes + u64::from(more) {
@@ -370,14 +371,8 @@ fn scatter(plan: &Plan<'_>, source: &Source<'_>, draw: Draw, shards: usize, out:
                     let before = bucket.len();
                     bucket.extend(key.to_le_bytes());
                     bucket.extend(origin.row.to_le_bytes());
-                    for value in [
-                        origin.task,
-                        origin.split,
-                        origin.template,
-                        repeat as u32,
-                        origin.target_start,
-                        ids.len() as u32,
-                    ] {
+                    let [task, split, template] = [origin.task, origin.split, origin.template];
+                    for value in [task, split, template, repeat as u32, origin.target_start, origin.length] {
                         bucket.extend(value.to_le_bytes());
                     }
                     bucket.extend(ids.iter().flat_map(|id| id.to_le_bytes()));
@@ -389,10 +384,21 @@ fn scatter(plan: &Plan<'_>, source: &Source<'_>, draw: Draw, shards: usize, out:
                 }
             }
         }
+        let all_read = at == page.len();
+        pages.next_page(&mut page)?;
+        if !(all_read && page.is_empty()) {
+            return Err(apart(source));
+        }
         spill(&mut buckets)?;
     }
     file.close()?;
     Ok(Run { bytes: storage::map(path)?, stretches, path: path.to_owned() })
+}
+
+fn apart(source: &Source<'_>) -> Box<Diagnostic> {
+    Diagnostic::error("provenance", format!("{} and its provenance hold different rows", source.unit.stem))
+        .help("remove the output directory and compile again")
+        .into()
 }
 
 /// A prompt in a run.
@@ -458,13 +464,13 @@ fn gather(
     names: &Names,
     out: &Path,
 ) -> Result<LinkedShard> {
-    let mut prompts: Vec<(u64, u32, usize)> = Vec::new();
+    let mut prompts: Vec<(u64, u32, usize, u32)> = Vec::new();
     for (r, run) in runs.iter().enumerate() {
         for stretch in &run.stretches[shard] {
             let mut at = stretch.start;
             while at < stretch.end {
                 let (key, prompt) = parse(&run.bytes, at);
-                prompts.push((key, r as u32, at));
+                prompts.push((key, r as u32, at, prompt.origin.length));
                 at += HEADER + prompt.ids.len();
             }
         }
@@ -508,10 +514,10 @@ fn gather(
         ids: Vec::new(),
     };
     let prompt = |i: usize| {
-        let (_, run, at) = prompts[i];
+        let (_, run, at, _) = prompts[i];
         parse(&runs[run as usize].bytes, at).1
     };
-    let token_lengths = || prompts.iter().enumerate().map(|(i, _)| prompt(i).origin.length).collect::<Vec<u32>>();
+    let token_lengths = || prompts.iter().map(|&(.., length)| length).collect::<Vec<u32>>();
     let sequence = plan.recipe.output.sequence;
     match profile {
         Profile::Sft => {

@@ -216,6 +216,14 @@ pub fn append(path: &Path, bytes: &[u8]) -> Result<()> {
     file.and_then(|mut file| file.write_all(bytes)).map_err(|e| failure("write", path, &e))
 }
 
+/// The directory of this user for what can be made again: `$XDG_CACHE_HOME/flanc` or `~/.cache/flanc`. `None`: the
+/// environment names neither.
+pub fn cache() -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let root = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")))?;
+    root.is_absolute().then(|| root.join("flanc"))
+}
+
 /// Removes a file; one that is not there is fine.
 pub fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {

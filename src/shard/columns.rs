@@ -54,6 +54,11 @@ impl<T> Lists<T> {
         self.len() == 0
     }
 
+    fn clear(&mut self) {
+        self.offsets.truncate(1);
+        self.values.clear();
+    }
+
     fn take(&mut self) -> (OffsetBuffer<i32>, Vec<T>) {
         let offsets = std::mem::replace(&mut self.offsets, vec![0]);
         (OffsetBuffer::new(ScalarBuffer::from(offsets)), std::mem::take(&mut self.values))
@@ -138,6 +143,13 @@ impl PromptRows {
     /// Takes the memory of a batch that has been written back.
     pub fn reclaim(&mut self, batch: RecordBatch) {
         reclaim!(self, batch, input_ids, labels, attention_mask);
+    }
+
+    /// Forgets all rows; their memory stays.
+    pub fn clear(&mut self) {
+        self.input_ids.clear();
+        self.labels.clear();
+        self.attention_mask.clear();
     }
 
     pub fn rows(&self) -> usize {

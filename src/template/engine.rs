@@ -28,7 +28,7 @@ use crate::example::Datum;
 use super::check;
 use super::definition::{Body, Definition, Dialect};
 use super::options;
-use super::pieces::{Piece, Slot, pieces};
+use super::pieces::{Piece, Shared, Slot, pieces};
 use super::python;
 use super::snippet::Snippet;
 use crate::seed::{Seed, Stream};
@@ -126,6 +126,8 @@ pub struct Program {
     templates: Vec<TemplateProgram>,
     /// What stands between the texts of templates that only put pieces together.
     slots: Vec<SlotProgram>,
+    /// These texts.
+    texts: Vec<&'static str>,
     /// Templates see the features as well as the fields.
     dialect: Dialect,
     /// The task's name, which draws hang on.
@@ -426,7 +428,7 @@ impl Program {
             });
         }
         let filter = definition.filter.as_ref().map(Compiled::<Expression>::new);
-        let (syntax, mut slots) = (syntax(), Vec::new());
+        let (syntax, mut shared) = (syntax(), Shared::default());
         let templates: Vec<_> = definition
             .templates
             .iter()
@@ -436,7 +438,7 @@ impl Program {
                     let mut split = |side: &Compiled<_>| {
                         // A longer source is refused below.
                         (side.source.len() <= check::LARGEST_SOURCE)
-                            .then(|| pieces(side.source, &syntax, &template_names, &mut slots))?
+                            .then(|| pieces(side.source, &syntax, &template_names, &mut shared))?
                     };
                     let pieces = split(&inputs).zip(split(&targets)).map(|(inputs, targets)| [inputs, targets]);
                     TemplateProgram::Sides { inputs, targets, pieces }
@@ -477,7 +479,9 @@ impl Program {
             options: position("options"),
             answer: position("answer"),
             templates,
-            slots: slots
+            texts: shared.texts,
+            slots: shared
+                .slots
                 .into_iter()
                 .map(|slot| match slot {
                     Slot::Field { scope, trim } => SlotProgram::Field { scope, trim },
@@ -617,7 +621,7 @@ impl Program {
             }
         };
         let side = |compiled: &Compiled<Template<'static, 'static>>, side: usize| {
-            let joined = self.pieces(bound, template).map(|sides| join(sides[side], |slot| self.slot(bound, slot)));
+            let joined = self.pieces(bound, template).map(|sides| self.join(bound, sides[side]));
             match joined {
                 Some(text) => Ok(text),
                 None => compiled.render(bound.class, Value::from_dyn_object(bound.fields.clone())),
@@ -631,6 +635,11 @@ impl Program {
         };
         not_empty((&prompt.inputs, &inputs.place), (&prompt.targets, &targets.place))?;
         Ok(prompt)
+    }
+
+    /// The texts of the task that pieces refer to.
+    pub fn texts(&self) -> &[&'static str] {
+        &self.texts
     }
 
     /// The number of slots of the task.
@@ -648,7 +657,7 @@ impl Program {
             let mut length = 0;
             for piece in side {
                 length += match piece {
-                    Piece::Text(text) => text.len(),
+                    Piece::Text(text) => self.texts[*text].len(),
                     Piece::Slot(slot) => self.print_slot(bound, *slot)?.len(),
                 };
             }
@@ -659,9 +668,20 @@ impl Program {
         Some([inputs, targets])
     }
 
-    /// What a slot prints for a row; nothing where [`Program::pieces`] has found that it cannot.
-    pub fn slot<'b>(&self, bound: &'b Bound, slot: usize) -> &'b str {
-        self.print_slot(bound, slot).unwrap_or_default()
+    /// What a piece prints for a row; nothing where [`Program::pieces`] has found that it cannot.
+    pub fn piece<'b>(&self, bound: &'b Bound, piece: Piece) -> &'b str {
+        match piece {
+            Piece::Text(text) => self.texts[text],
+            Piece::Slot(slot) => self.print_slot(bound, slot).unwrap_or_default(),
+        }
+    }
+
+    /// Puts the pieces of a side together.
+    fn join(&self, bound: &Bound, pieces: &[Piece]) -> String {
+        let text = |piece: &Piece| self.piece(bound, *piece);
+        let mut joined = String::with_capacity(pieces.iter().map(|piece| text(piece).len()).sum());
+        pieces.iter().for_each(|piece| joined.push_str(text(piece)));
+        joined
     }
 
     fn print_slot<'b>(&self, bound: &'b Bound, slot: usize) -> Option<&'b str> {
@@ -725,17 +745,6 @@ impl Program {
         let choices: Vec<String> = printed.split(SEPARATOR).map(clean).collect();
         Ok((fields.with(last - 1, Value::from(choices.clone())), Some(choices.into())))
     }
-}
-
-/// Puts the pieces of a side together.
-fn join<'b>(pieces: &[Piece], slot: impl Fn(usize) -> &'b str) -> String {
-    let text = |piece: &Piece| match piece {
-        Piece::Text(text) => *text,
-        Piece::Slot(index) => slot(*index),
-    };
-    let mut joined = String::with_capacity(pieces.iter().map(|piece| text(piece).len()).sum());
-    pieces.iter().for_each(|piece| joined.push_str(text(piece)));
-    joined
 }
 
 fn not_empty((inputs, of_inputs): (&str, &Span), (targets, of_targets): (&str, &Span)) -> Result<(), Failure> {

@@ -11,9 +11,17 @@ use minijinja::syntax::SyntaxConfig;
 /// A piece of a template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Piece {
-    Text(&'static str),
+    /// Index of a text of the task.
+    Text(usize),
     /// Index of a [`Slot`] of the task.
     Slot(usize),
+}
+
+/// What the pieces of a task's templates refer to, each once.
+#[derive(Debug, Default)]
+pub struct Shared {
+    pub texts: Vec<&'static str>,
+    pub slots: Vec<Slot>,
 }
 
 /// What stands between texts.
@@ -25,12 +33,12 @@ pub enum Slot {
     Source(&'static str),
 }
 
-/// The pieces of a template; slots that are new are added to those of the task. `None`: there is more to it.
+/// The pieces of a template; what is new among them is added to what the task shares. `None`: there is more to it.
 pub fn pieces(
     source: &'static str,
     syntax: &SyntaxConfig,
     names: &[String],
-    slots: &mut Vec<Slot>,
+    shared: &mut Shared,
 ) -> Option<Vec<Piece>> {
     let Ok(Stmt::Template(template)) = parse(source, "template", syntax.clone()) else { return None };
     let mut texts = Vec::new();
@@ -47,19 +55,22 @@ pub fn pieces(
         // White space that `-` takes away lies between the texts, and is taken away there again.
         let between = source.get(end..text.start)?;
         if !between.is_empty() {
-            let slot = slot(between, syntax, names)?;
-            let known = slots.iter().position(|s| *s == slot);
-            pieces.push(Piece::Slot(known.unwrap_or_else(|| {
-                slots.push(slot);
-                slots.len() - 1
-            })));
+            pieces.push(Piece::Slot(index(&mut shared.slots, slot(between, syntax, names)?)));
         }
         if !text.is_empty() {
-            pieces.push(Piece::Text(&source[text.clone()]));
+            pieces.push(Piece::Text(index(&mut shared.texts, &source[text.clone()])));
         }
         end = text.end;
     }
     Some(pieces)
+}
+
+/// Where `part` stands among the parts, at their end if it is new.
+fn index<T: PartialEq>(parts: &mut Vec<T>, part: T) -> usize {
+    parts.iter().position(|known| *known == part).unwrap_or_else(|| {
+        parts.push(part);
+        parts.len() - 1
+    })
 }
 
 /// Where a part of `source` begins in it; `None` if it is no part of it.
@@ -92,36 +103,37 @@ fn slot(between: &'static str, syntax: &SyntaxConfig, names: &[String]) -> Optio
 mod tests {
     use super::*;
 
-    fn split(source: &'static str) -> Option<(Vec<Piece>, Vec<Slot>)> {
+    fn split(source: &'static str) -> Option<(Vec<Piece>, Shared)> {
         let syntax = SyntaxConfig::builder().keep_trailing_newline(true).build().unwrap();
-        let mut slots = Vec::new();
-        let pieces = pieces(source, &syntax, &["a".to_owned(), "b".to_owned()], &mut slots)?;
-        Some((pieces, slots))
+        let mut shared = Shared::default();
+        let pieces = pieces(source, &syntax, &["a".to_owned(), "b".to_owned()], &mut shared)?;
+        Some((pieces, shared))
     }
 
     #[test]
     fn texts_and_what_stands_between() {
-        let (pieces, slots) = split("x {{ a }}\n{{ b | trim }}{{ a }} y{# no #}{{ b }}\n").unwrap();
-        let [field, source, other] = slots[..] else { panic!("{slots:?}") };
+        let (pieces, shared) = split("x {{ a }}\n{{ b | trim }}{{ a }} y{# no #}{{ b }}\n").unwrap();
+        let [field, source, other] = shared.slots[..] else { panic!("{shared:?}") };
         assert_eq!(field, Slot::Field { scope: 0, trim: false });
         assert_eq!(source, Slot::Source("{{ b | trim }}{{ a }}"));
         assert_eq!(other, Slot::Field { scope: 1, trim: false });
-        let texts: Vec<&str> =
-            pieces.iter().filter_map(|p| if let Piece::Text(t) = p { Some(*t) } else { None }).collect();
-        assert_eq!(texts, ["x ", "\n", " y", "\n"]);
+        use Piece::{Slot as S, Text as T};
+        assert_eq!(pieces, [T(0), S(0), T(1), S(1), T(2), S(2), T(1)]);
+        assert_eq!(shared.texts, ["x ", "\n", " y"]);
     }
 
     #[test]
     fn white_space_control_stays_between() {
-        let (pieces, slots) = split("x  {{- a -}}  y").unwrap();
-        assert_eq!(pieces, [Piece::Text("x"), Piece::Slot(0), Piece::Text("y")]);
-        assert_eq!(slots, [Slot::Field { scope: 0, trim: false }]);
+        let (pieces, shared) = split("x  {{- a -}}  y").unwrap();
+        assert_eq!(pieces, [Piece::Text(0), Piece::Slot(0), Piece::Text(1)]);
+        assert_eq!(shared.texts, ["x", "y"]);
+        assert_eq!(shared.slots, [Slot::Field { scope: 0, trim: false }]);
     }
 
     #[test]
     fn blocks_are_left_to_the_engine() {
         for source in ["{% if a %}x{% endif %}", "{% raw %}{{ a }}{% endraw %}x", "{{ a"] {
-            assert_eq!(split(source), None, "{source}");
+            assert!(split(source).is_none(), "{source}");
         }
     }
 }
