@@ -1,23 +1,25 @@
 #!/usr/bin/env bash
 # Runs the compile benchmark: flanc and its peers on the same rows, templates and tokenizer, in turns, on the same cores.
 #
-# usage: peers.sh [--cap 2000] [--runs 3] [--cpus 0,1] [--without seqio] [--work DIR] [--flanc BINARY]
+# usage: peers.sh [--cap 2000] [--runs 3] [--templates all] [--cpus 0,1] [--without seqio] [--work DIR] [--flanc BINARY]
 #
 # Prints a table with the median of the runs. Peers are timed by themselves, without start-up (interpreter, imports,
 # tokenizer); flanc in both ways: as a whole process, and from opening the corpora to the manifest. Processor seconds
 # stand beside wall time because other work on the machine stretches the one much more than the other; from them, what
 # a run over one row takes is subtracted for every contestant. The ids of every prompt are compared with those of the
-# first peer; where they differ, the script fails.
+# first peer; where they differ, the script fails. With `--templates one` a row goes through one template: the first for
+# the peers, a drawn one for flanc, so that there is nothing to compare.
 #
 # The peers and the corpora lie in ../shared; without it there is nothing to run against.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-shared=../shared cap=2000 runs=3 cpus=0-$(($(nproc) - 1)) without="" work=target/peers flanc=target/release/flanc
+shared=../shared cap=2000 runs=3 templates=all cpus=0-$(($(nproc) - 1)) without="" work=target/peers flanc=target/release/flanc
 while [ $# -gt 0 ]; do
   case $1 in
     --cap) cap=$2 ;;
     --runs) runs=$2 ;;
+    --templates) templates=$2 ;;
     --cpus) cpus=$2 ;;
     --without) without+=" $2" ;;
     --work) work=$2 ;;
@@ -50,6 +52,15 @@ fi
 python=$work/venv/bin/python
 data=$shared/corpora/tfds
 
+case $templates in
+  all) recipe=bench few=() ;;
+  one) recipe=bench-one few=(--templates 1) ;;
+  *)
+    echo "--templates is all or one, not $templates" >&2
+    exit 2
+    ;;
+esac
+
 log=$work/runs.jsonl
 rm -f "$log"
 measure() { # NAME COMMAND …
@@ -64,12 +75,12 @@ contestant() { # NAME CAP LABEL
   local out=$work/out-$1
   rm -rf "$out"
   case $1 in
-    python) measure "$3" "$python" "$shared/bench/peer_python.py" "$out" --cap "$2" ;;
-    seqio) measure "$3" "$python" "$shared/bench/peer_seqio.py" "$out" --cap "$2" --spm "$work/spm.model" ;;
+    python) measure "$3" "$python" "$shared/bench/peer_python.py" "$out" --cap "$2" "${few[@]}" ;;
+    seqio) measure "$3" "$python" "$shared/bench/peer_seqio.py" "$out" --cap "$2" --spm "$work/spm.model" "${few[@]}" ;;
     flanc)
       # The recipe with another cap; the path of its tokenizer counts from where the recipe lies.
       sed -e "s/^cap = .*/cap = $2/" -e "s|^file = .*|file = \"$(realpath "$shared/bench/tokenizer.json")\"|" \
-        benches/work/bench.toml >"$work/bench.toml"
+        "benches/work/$recipe.toml" >"$work/bench.toml"
       measure "$3" "$flanc" compile "$work/bench.toml" --templates benches/work/defs --schemas schemas \
         --data-dir "$data" --out "$out" --json
       ;;
@@ -90,12 +101,12 @@ for ((run = 1; run <= runs; run++)); do
     contestant "$name" "$cap" "$name"
   done
 done
-case $without in
-  *python*) ;;
+case $templates$without in
+  one* | *python*) ;;
   *) "$python" benches/compare.py "$work/out-python" "$work/out-flanc" --data-dir "$data" --cap "$cap" ;;
 esac
 
-echo "cap $cap, median of $runs, processors $cpus, load average $(cut -d' ' -f1-3 /proc/loadavg)"
+echo "cap $cap, $templates templates, median of $runs, processors $cpus, load average $(cut -d' ' -f1-3 /proc/loadavg)"
 "$python" - "$log" <<'EOF'
 import json
 import statistics
