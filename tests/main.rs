@@ -23,6 +23,8 @@ mod suite {
     mod import;
     /// TFDS corpora: headers, TFRecord, `tf.train.Example`, feature trees, rows; and corpora that are not as they should be.
     mod ingest;
+    /// The CUDA kernels against their formulas, on the simulator.
+    mod kernels;
     /// The model: against transformers, packed against single segments, saved and loaded.
     mod model;
     /// The output as pyarrow, polars and Hugging Face datasets read it.
@@ -31,6 +33,8 @@ mod suite {
     mod recipe;
     /// The plans of the bundled recipes.
     mod recipes;
+    /// The simulator that runs CUDA kernels.
+    mod simulator;
     /// Training: what it learns, how it goes on, what it refuses.
     mod train;
 }

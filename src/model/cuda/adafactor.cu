@@ -1,0 +1,215 @@
+// Adafactor (Shazeer & Stern 2018) as transformers does it, without first moment; formulas in ops.rs. A matrix takes four
+// launches, for its second moments are means over all rows and over all columns, and its update is clipped by its root
+// mean square. Every sum has a fixed order: between blocks by partial results, of which `parts` = gridDim.x are left.
+//
+// Bytes a parameter: stats reads g (and w, to scale by its size), rms reads g, apply reads g and w and writes w and its
+// bf16 copy: 22, or 26. A block takes ROWS rows at a time and a thread four neighbouring columns of them, so that what
+// belongs to a column is read once for all rows, and the block's sum is needed once for all of them.
+#include "device.cuh"
+
+// In device memory, so that a captured graph stays valid from step to step.
+struct AdafactorStep {
+  float rate, beta2, eps1, eps2, clip_threshold, weight_decay, gradient_scale;
+  int scale_parameter;
+};
+
+__device__ __forceinline__ float square(float x) { return x * x; }
+
+// Sums over the block of ROWS numbers a thread, in every thread.
+template <int ROWS>
+__device__ __forceinline__ void block_sums(float (&v)[ROWS]) {
+  STATIC_SHARED(float, part, ROWS * 32);
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) v[r] = warp_sum(v[r]);
+  __syncthreads();  // part may still be read from an earlier call
+  if (lane == 0)
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) part[r * 32 + warp] = v[r];
+  __syncthreads();
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) v[r] = warp_sum(lane < warps ? part[r * 32 + lane] : 0.f);
+}
+
+// vr = beta2 vr + (1 - beta2) mean_columns q, q = (scale g)^2 + eps1; col_part[b] = the sum of q over block b's rows,
+// w2_part[b] = the sum of w^2 over them, if the rate is scaled by it, else 0 · g, w (R, C), vr (R), col_part (P, C),
+// w2_part (P)
+// grid (P), any number, at most ceil(R / 8)  block 256
+extern "C" __global__ void __launch_bounds__(256) adafactor_stats(float* vr, float* col_part, float* w2_part,
+                                                                  const float* g, const float* w,
+                                                                  const AdafactorStep* step, int R, int C) {
+  constexpr int ROWS = 8;
+  bool whole = C % 4 == 0, scale_parameter = step->scale_parameter;
+  float beta2 = step->beta2, eps1 = step->eps1, scale = step->gradient_scale;
+  float* columns = col_part + (i64)blockIdx.x * C;
+  for (int j = threadIdx.x * 4; j < C; j += blockDim.x * 4)
+    store4(columns + j, make_float4(0.f, 0.f, 0.f, 0.f), C - j, whole);
+  double w2 = 0;  // of many rows: their sums are added in f64
+  for (i64 first = (i64)blockIdx.x * ROWS; first < R; first += (i64)gridDim.x * ROWS) {
+    float row_sum[ROWS] = {}, squares = 0.f;
+    for (int j = threadIdx.x * 4; j < C; j += blockDim.x * 4) {
+      float4 sum = load4(columns + j, C - j, whole);
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        if (first + r >= R) continue;
+        float4 v = load4(g + (first + r) * C + j, C - j, whole);
+        v.x = square(v.x * scale) + eps1, v.y = square(v.y * scale) + eps1;
+        v.z = square(v.z * scale) + eps1, v.w = square(v.w * scale) + eps1;
+        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+        row_sum[r] += v.x + (j + 1 < C ? v.y : 0.f) + (j + 2 < C ? v.z : 0.f) + (j + 3 < C ? v.w : 0.f);
+        if (scale_parameter) {
+          v = load4(w + (first + r) * C + j, C - j, whole);
+          squares += v.x * v.x + v.y * v.y + (v.z * v.z + v.w * v.w);
+        }
+      }
+      store4(columns + j, sum, C - j, whole);
+    }
+    w2 += squares;
+    block_sums(row_sum);
+#pragma unroll
+    for (int r = 0; r < ROWS; r++)
+      if ((int)threadIdx.x == r && first + r < R) vr[first + r] = beta2 * vr[first + r] + (1.f - beta2) * (row_sum[r] / C);
+  }
+  w2 = block_sum(w2);
+  if (threadIdx.x == 0) w2_part[blockIdx.x] = (float)w2;
+}
+EXPORT_KERNEL(adafactor_stats)
+
+// vc = beta2 vc + (1 - beta2) mean_rows q; scalars = mean of vr, root mean square of w · vc (C), scalars (2)
+// grid ceil(C / 32) + 1  block 512
+extern "C" __global__ void __launch_bounds__(512) adafactor_factors(float* vc, float* scalars, const float* vr,
+                                                                    const float* col_part, const float* w2_part,
+                                                                    const AdafactorStep* step, int parts, int R, int C) {
+  if (blockIdx.x == gridDim.x - 1) {
+    double sum = 0, w2 = 0;
+    for (int i = threadIdx.x; i < R; i += blockDim.x) sum += vr[i];
+    for (int i = threadIdx.x; i < parts; i += blockDim.x) w2 += w2_part[i];
+    sum = block_sum(sum);
+    w2 = block_sum(w2);
+    if (threadIdx.x) return;
+    scalars[0] = (float)(sum / R);
+    scalars[1] = (float)sqrt(w2 / ((double)R * C));
+    return;
+  }
+  int column = blockIdx.x * 32 + threadIdx.x % 32;
+  float sum;
+  if (column_sum(sum, col_part, parts, C, column))
+    vc[column] = step->beta2 * vc[column] + (1.f - step->beta2) * (sum / R);
+}
+EXPORT_KERNEL(adafactor_factors)
+
+// What a row's gradients are multiplied by: scale (vr / mean vr)^-1/2.
+__device__ __forceinline__ float row_factor(const float* vr, const float* scalars, const AdafactorStep* step, i64 row) {
+  return step->gradient_scale * rsqrtf(vr[row] / scalars[0]);
+}
+__device__ __forceinline__ float4 column_factor(const float* vc, int j, int left, bool whole) {
+  float4 v = load4(vc + j, left, whole);
+  return make_float4(rsqrtf(v.x), rsqrtf(v.y), rsqrtf(v.z), rsqrtf(v.w));
+}
+
+// u2_part[b] = the sum of u^2 over block b's rows, u = scale g (vr / mean vr)^-1/2 vc^-1/2 · u2_part (P)
+// grid (P), as for stats  block 256
+extern "C" __global__ void __launch_bounds__(256) adafactor_rms(float* u2_part, const float* g, const float* vr,
+                                                                const float* vc, const float* scalars,
+                                                                const AdafactorStep* step, int R, int C) {
+  constexpr int ROWS = 8;
+  bool whole = C % 4 == 0;
+  double u2 = 0;
+  for (i64 first = (i64)blockIdx.x * ROWS; first < R; first += (i64)gridDim.x * ROWS) {
+    float factor[ROWS], squares = 0.f;
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) factor[r] = first + r < R ? row_factor(vr, scalars, step, first + r) : 0.f;
+    for (int j = threadIdx.x * 4; j < C; j += blockDim.x * 4) {
+      float4 by = column_factor(vc, j, C - j, whole);
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        if (first + r >= R) continue;
+        float4 v = load4(g + (first + r) * C + j, C - j, whole);
+        squares += square(v.x * factor[r] * by.x);
+        if (j + 1 < C) squares += square(v.y * factor[r] * by.y);
+        if (j + 2 < C) squares += square(v.z * factor[r] * by.z);
+        if (j + 3 < C) squares += square(v.w * factor[r] * by.w);
+      }
+    }
+    u2 += squares;
+  }
+  u2 = block_sum(u2);
+  if (threadIdx.x == 0) u2_part[blockIdx.x] = (float)u2;
+}
+EXPORT_KERNEL(adafactor_rms)
+
+// How far a step goes: u and w are multiplied by these and taken off. `rms_w` and `u2` are the root mean square of w and
+// the mean square of u.
+struct Rates {
+  float update, decay;
+};
+__device__ __forceinline__ Rates rates(const AdafactorStep* step, float rms_w, double u2) {
+  float rate = step->rate;
+  if (step->scale_parameter) rate *= max(step->eps2, rms_w);
+  return {rate / max(1.f, (float)sqrt(u2) / step->clip_threshold), step->weight_decay * rate};
+}
+__device__ __forceinline__ float stepped(float w, float u, Rates by) { return w - by.decay * w - by.update * u; }
+
+// w -= decay w, w -= rate u / max(1, rms(u) / clip); `compute` = w, rounded · w, compute, g (R, C)
+// grid any, at most ceil(R / 4)  block 256
+extern "C" __global__ void __launch_bounds__(256) adafactor_apply(float* w, bf16* compute, const float* u2_part,
+                                                                  const float* g, const float* vr, const float* vc,
+                                                                  const float* scalars, const AdafactorStep* step,
+                                                                  int parts, int R, int C) {
+  constexpr int ROWS = 4;
+  bool whole = C % 4 == 0;
+  double u2 = 0;
+  for (int i = threadIdx.x; i < parts; i += blockDim.x) u2 += u2_part[i];
+  Rates by = rates(step, scalars[1], block_sum(u2) / ((double)R * C));
+  for (i64 first = (i64)blockIdx.x * ROWS; first < R; first += (i64)gridDim.x * ROWS) {
+    float factor[ROWS];
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) factor[r] = first + r < R ? row_factor(vr, scalars, step, first + r) : 0.f;
+    for (int j = threadIdx.x * 4; j < C; j += blockDim.x * 4) {
+      float4 column = column_factor(vc, j, C - j, whole);
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        if (first + r >= R) continue;
+        i64 at = (first + r) * C + j;
+        float4 v = load4(w + at, C - j, whole), u = load4(g + at, C - j, whole);
+        v.x = stepped(v.x, u.x * factor[r] * column.x, by), v.y = stepped(v.y, u.y * factor[r] * column.y, by);
+        v.z = stepped(v.z, u.z * factor[r] * column.z, by), v.w = stepped(v.w, u.w * factor[r] * column.w, by);
+        store4(w + at, v, C - j, whole);
+        uint2 bits = make_uint2(pack(v.x, v.y), pack(v.z, v.w));
+        if (whole) {
+          *(uint2*)(compute + at) = bits;
+        } else {
+          compute[at] = (bf16)bits.x;
+          if (j + 1 < C) compute[at + 1] = (bf16)(bits.x >> 16);
+          if (j + 2 < C) compute[at + 2] = (bf16)bits.y;
+          if (j + 3 < C) compute[at + 3] = (bf16)(bits.y >> 16);
+        }
+      }
+    }
+  }
+}
+EXPORT_KERNEL(adafactor_apply)
+
+// A vector's step, with a second moment for each number: v = beta2 v + (1 - beta2) q, u = scale g v^-1/2. Small enough
+// for one block, and there are many: one launch each · all (n)
+// grid 1  block 1024
+extern "C" __global__ void __launch_bounds__(1024) adafactor_vector(float* w, bf16* compute, float* v, const float* g,
+                                                                    const AdafactorStep* step, int n) {
+  float beta2 = step->beta2, scale = step->gradient_scale;
+  double w2 = 0, u2 = 0;
+  for (int i = threadIdx.x; i < n; i += blockDim.x) {
+    float x = g[i] * scale, moment = beta2 * v[i] + (1.f - beta2) * (x * x + step->eps1);
+    v[i] = moment;
+    u2 += square(x * rsqrtf(moment));
+    w2 += square(w[i]);
+  }
+  w2 = block_sum(w2);
+  u2 = block_sum(u2);
+  Rates by = rates(step, (float)sqrt(w2 / n), u2 / n);
+  for (int i = threadIdx.x; i < n; i += blockDim.x) {
+    float x = stepped(w[i], g[i] * scale * rsqrtf(v[i]), by);
+    w[i] = x;
+    compute[i] = to_bf(x);
+  }
+}
+EXPORT_KERNEL(adafactor_vector)

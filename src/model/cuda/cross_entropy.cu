@@ -1,0 +1,103 @@
+// What stands at the end of the model: losses and their gradient, the likeliest token, scores of options. Logits come a
+// chunk of rows at a time; a row is read twice, the second time from L2 while the chunk fits there.
+#include "device.cuh"
+
+// A sum of exp(x) as 2^(max log2 e) times `sum`, so that nothing overflows.
+struct Exponentials {
+  float max, sum;
+};
+__device__ __forceinline__ Exponentials join(Exponentials a, Exponentials b) {
+  float m = max(a.max, b.max);
+  if (m == NEGATIVE_INFINITY) return {m, a.sum + b.sum};  // of nothing, or of logits that are all -inf
+  return {m, a.sum * exp2_fast((a.max - m) * LOG2E) + b.sum * exp2_fast((b.max - m) * LOG2E)};
+}
+
+// loss[r] = log sum_v exp logits[r, v] - logits[r, target[r]]; with_gradient, logits become
+// gradient (softmax(logits) - onehot(target)) · loss, target (rows), logits (rows, V)
+// grid (rows)  block 1024; 2 bytes an element, with gradient 6
+extern "C" __global__ void __launch_bounds__(1024) cross_entropy(float* loss, bf16* logits, const u32* target, int V,
+                                                                 float gradient, int with_gradient) {
+  STATIC_SHARED(Exponentials, part, 32);
+  bf16* row = logits + (i64)blockIdx.x * V;
+  int t = target[blockIdx.x], warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+  bool whole = V % 8 == 0;
+  float x[8];
+  Exponentials own = {NEGATIVE_INFINITY, 0.f};
+  for (int i = threadIdx.x * 8; i < V; i += blockDim.x * 8) {
+    unpack8(x, load8(row + i, V - i, whole));
+    Exponentials eight = {NEGATIVE_INFINITY, 0.f};
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+      if (i + j < V) eight.max = max(eight.max, x[j]);
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+      if (i + j < V && eight.max != NEGATIVE_INFINITY) eight.sum += exp2_fast((x[j] - eight.max) * LOG2E);
+    own = join(own, eight);
+  }
+  for (int o = 16; o; o >>= 1) {
+    Exponentials other = {__shfl_xor_sync(~0u, own.max, o), __shfl_xor_sync(~0u, own.sum, o)};
+    own = join(own, other);
+  }
+  if (lane == 0) part[warp] = own;
+  __syncthreads();
+  Exponentials all = part[0];
+  for (int w = 1; w < warps; w++) all = join(all, part[w]);
+  float of_target = to_f(row[t]);
+  __syncthreads();  // the target's logit is overwritten below
+  if (threadIdx.x == 0) loss[blockIdx.x] = (all.max - of_target) + log2f(all.sum) * LN2;
+  if (!with_gradient) return;
+  float scale = gradient / all.sum;
+  for (int i = threadIdx.x * 8; i < V; i += blockDim.x * 8) {
+    unpack8(x, load8(row + i, V - i, whole));
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+      x[j] = exp2_fast((x[j] - all.max) * LOG2E) * scale - (i + j == t ? gradient : 0.f);
+    store8(row + i, pack8(x), V - i, whole);
+  }
+}
+EXPORT_KERNEL(cross_entropy)
+
+// A candidate is better if its logit is greater, or as great and its id lower. (NaN is never better.)
+struct Candidate {
+  float logit;
+  u32 id;
+};
+__device__ __forceinline__ Candidate better(Candidate a, Candidate b) {
+  return b.logit > a.logit || (b.logit == a.logit && b.id < a.id) ? b : a;
+}
+
+// token[r] = the id of the greatest logit, the lowest of several · logits (rows, V)
+// grid (rows)  block 1024; 2 bytes an element
+extern "C" __global__ void __launch_bounds__(1024) argmax(u32* token, const bf16* logits, int V) {
+  STATIC_SHARED(Candidate, part, 32);
+  const bf16* row = logits + (i64)blockIdx.x * V;
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+  bool whole = V % 8 == 0;
+  Candidate best = {NEGATIVE_INFINITY, 0};
+  for (int i = threadIdx.x * 8; i < V; i += blockDim.x * 8) {
+    float x[8];
+    unpack8(x, load8(row + i, V - i, whole));
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+      if (i + j < V) best = better(best, {x[j], (u32)(i + j)});
+  }
+  for (int o = 16; o; o >>= 1)
+    best = better(best, {__shfl_xor_sync(~0u, best.logit, o), __shfl_xor_sync(~0u, best.id, o)});
+  if (lane == 0) part[warp] = best;
+  __syncthreads();
+  if (threadIdx.x) return;
+  for (int w = 1; w < warps; w++) best = better(best, part[w]);
+  token[blockIdx.x] = best.id;
+}
+EXPORT_KERNEL(argmax)
+
+// score[o] = minus the sum of loss[starts[o]..starts[o + 1]], in order: the log-likelihood of an option
+// grid ceil(options / 256)  block 256
+extern "C" __global__ void option_scores(float* score, const float* loss, const u32* starts, int options) {
+  int o = (int)first_item();
+  if (o >= options) return;
+  float sum = 0.f;
+  for (u32 i = starts[o]; i < starts[o + 1]; i++) sum += loss[i];
+  score[o] = -sum;
+}
+EXPORT_KERNEL(option_scores)
