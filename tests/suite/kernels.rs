@@ -3,12 +3,18 @@
 //! Operands are drawn in the kernel's own numbers, so that what differs from the reference is the kernel's rounding.
 //! Outputs that a kernel overwrites are NaN before it, and around each buffer lies a margin that has to be whole
 //! afterwards. Each launch runs under several schedules, and all have to leave the same bytes. Each check takes the
-//! simulator that it runs on, so that `planted` can hand it one with a mistake in it.
+//! simulator that it runs on and returns what is wrong, so that `planted` can hand it one with a mistake in it.
 
 #![allow(unsafe_code)] // kernels are launched with pointers
 
+mod adafactor;
+mod attention;
+mod elementwise;
 mod gemm;
+mod loss;
 mod norms;
+mod planted;
+mod rows;
 
 use std::ffi::c_void;
 use std::fmt::Debug;
@@ -17,10 +23,13 @@ use half::bf16;
 
 use super::simulator::{SEEDS, Simulator};
 
+/// Nothing, or what is wrong.
+type Outcome<T = ()> = Result<T, String>;
+
 /// Runs a check on the kernels as they are.
-fn with_simulator(check: impl FnOnce(&Simulator)) {
-    if let Some(simulator) = Simulator::get() {
-        check(simulator);
+fn with_simulator(check: impl FnOnce(&Simulator) -> Outcome) {
+    if let Some(Err(wrong)) = Simulator::get().map(check) {
+        panic!("{wrong}");
     }
 }
 
@@ -79,17 +88,14 @@ impl<T: Number> Buffer<T> {
         self.values[MARGIN..].as_ptr().addr() as u64
     }
 
-    fn get(&self) -> Vec<T> {
-        self.values[MARGIN..self.values.len() - MARGIN].to_vec()
-    }
-}
-
-impl<T: Number> Drop for Buffer<T> {
-    fn drop(&mut self) {
-        let (low, high) = (&self.values[..MARGIN], &self.values[self.values.len() - MARGIN..]);
-        if !std::thread::panicking() {
-            assert!(low.iter().chain(high).all(|v| v.is_unset()), "a kernel wrote past the ends of a buffer");
+    /// What is in it, if the margins are whole.
+    fn get(&self) -> Outcome<Vec<T>> {
+        let (low, rest) = self.values.split_at(MARGIN);
+        let (values, high) = rest.split_at(rest.len() - MARGIN);
+        if low.iter().chain(high).all(|v| v.is_unset()) {
+            return Ok(values.to_vec());
         }
+        Err(format!("a kernel wrote past the ends of a buffer of {}", values.len()))
     }
 }
 
@@ -134,29 +140,32 @@ struct Run<'s> {
 }
 
 impl Run<'_> {
-    fn launch(&self, kernel: &str, grid: [usize; 2], block: usize, shared_bytes: usize, arguments: &[Argument]) {
+    fn launch(
+        &self,
+        kernel: &str,
+        grid: [usize; 2],
+        block: usize,
+        shared_bytes: usize,
+        arguments: &[Argument],
+    ) -> Outcome {
         let mut values: Vec<u64> = arguments.iter().map(|a| a.0).collect();
         let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
-        let grid = [grid[0] as u32, grid[1] as u32, 1];
-        // SAFETY: each test lists the arguments of its kernel. An outright wrong kernel can do anything, which is what
-        // margins around the buffers are to find first.
-        let launched = unsafe {
-            self.simulator.launch(kernel, grid, [block as u32, 1, 1], shared_bytes, &mut pointers, self.seed)
-        };
-        if let Err(report) = launched {
-            panic!("{report}");
-        }
+        let (grid, block) = ([grid[0] as u32, grid[1] as u32, 1], [block as u32, 1, 1]);
+        // SAFETY: each test lists the arguments of its kernel. A kernel that is wrong can do anything, which is what
+        // margins around the buffers are to find.
+        unsafe { self.simulator.launch(kernel, grid, block, shared_bytes, &mut pointers, self.seed) }
     }
 }
 
 /// What `run` leaves, which has to be the same under every schedule.
-fn schedules<T: PartialEq>(simulator: &Simulator, run: impl Fn(&Run) -> T) -> T {
-    let mut results = SEEDS.iter().map(|&seed| (seed, run(&Run { simulator, seed })));
-    let (_, first) = results.next().expect("there are seeds");
-    for (seed, other) in results {
-        assert!(other == first, "the result depends on the order of threads: seed {seed} differs from {}", SEEDS[0]);
+fn schedules<T: PartialEq>(simulator: &Simulator, run: impl Fn(&Run) -> Outcome<T>) -> Outcome<T> {
+    let first = run(&Run { simulator, seed: SEEDS[0] })?;
+    for seed in SEEDS[1..].iter().copied() {
+        if run(&Run { simulator, seed })? != first {
+            return Err(format!("the result depends on the order of threads: seed {seed} differs from {}", SEEDS[0]));
+        }
     }
-    first
+    Ok(first)
 }
 
 /// Reproducible operands, uniform in -1..1.
@@ -189,14 +198,26 @@ fn floats<T: Number>(values: &[T]) -> Vec<f64> {
 const BF16: f64 = 1.0 / 256.0;
 
 /// Each number is within `tolerance` of what is expected, relative to it and to the root mean square of all.
-fn close<T: Number>(what: &str, got: &[T], expected: &[f64], tolerance: f64) {
+fn close<T: Number>(what: &str, got: &[T], expected: &[f64], tolerance: f64) -> Outcome {
     assert_eq!(got.len(), expected.len(), "{what}");
     let rms = (expected.iter().map(|e| e * e).sum::<f64>() / expected.len() as f64).sqrt();
     let mut worst = 0.0f64;
     for (i, (g, &e)) in got.iter().zip(expected).enumerate() {
         let error = (g.float() - e).abs() / (e.abs() + rms).max(f64::MIN_POSITIVE);
-        assert!(error <= tolerance, "{what}: number {i} is {g:?}, expected {e} within {tolerance:.1e}");
+        if error.is_nan() || error > tolerance {
+            return Err(format!("{what}: number {i} is {g:?}, expected {e} within {tolerance:.1e}"));
+        }
         worst = worst.max(error);
     }
     println!("{what}: {} numbers within {worst:.1e} (allowed {tolerance:.1e})", got.len());
+    Ok(())
+}
+
+/// Each number is what is expected.
+fn equal<T: Number>(what: &str, got: &[T], expected: &[T]) -> Outcome {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    match got.iter().zip(expected).position(|(g, e)| g != e) {
+        Some(i) => Err(format!("{what}: number {i} is {:?}, expected {:?}", got[i], expected[i])),
+        None => Ok(()),
+    }
 }

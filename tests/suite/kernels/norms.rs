@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{BF16, Buffer, Draw, Simulator, arguments, close, floats, schedules, with_simulator};
+use super::{BF16, Buffer, Draw, Outcome, Simulator, arguments, close, equal, floats, schedules, with_simulator};
 
 const EPS: f32 = 1e-5;
 
@@ -35,7 +35,7 @@ fn backward(dy: &[f64], x: &[f64], w: &[f64], rstd: &[f64]) -> (Vec<f64>, Vec<f6
 }
 
 /// A kernel's dx += and dw += over `parts` blocks.
-fn check_backward(simulator: &Simulator, kernel: &str, rows: usize, c: usize, parts: usize, block: usize) {
+fn check_backward(simulator: &Simulator, kernel: &str, rows: usize, c: usize, parts: usize, block: usize) -> Outcome {
     let mut draw = Draw(2);
     let (dy, x, w, before) = (draw.bf16s(rows * c), draw.bf16s(rows * c), draw.bf16s(c), draw.bf16s(rows * c));
     let before_w = draw.floats(c);
@@ -46,44 +46,44 @@ fn check_backward(simulator: &Simulator, kernel: &str, rows: usize, c: usize, pa
         let (mut dx, mut part, mut dw) =
             (Buffer::new(&before), Buffer::<f32>::unset(parts * c), Buffer::new(&before_w));
         let arguments = arguments![&mut dx, &mut part, &inputs.0, &inputs.1, &inputs.2, &inputs.3, rows, c];
-        run.launch(kernel, [parts, 1], block, 0, arguments);
-        run.launch("sum_parts", [c.div_ceil(32), 1], 512, 0, arguments![&mut dw, &part, parts, c]);
-        (dx.get(), dw.get())
-    });
+        run.launch(kernel, [parts, 1], block, 0, arguments)?;
+        run.launch("sum_parts", [c.div_ceil(32), 1], 512, 0, arguments![&mut dw, &part, parts, c])?;
+        Ok((dx.get()?, dw.get()?))
+    })?;
     let (mut expected, mut expected_w) = backward(&floats(&dy), &floats(&x), &floats(&w), &floats(&rstd));
     expected.iter_mut().zip(&before).for_each(|(e, b)| *e += b.to_f64());
     expected_w.iter_mut().zip(&before_w).for_each(|(e, &b)| *e += f64::from(b));
     let what = format!("{kernel} ({rows}, {c}) in {parts} parts");
-    close(&format!("{what}, dx"), &dx, &expected, BF16);
-    close(&format!("{what}, dw"), &dw, &expected_w, 1e-5);
+    close(&format!("{what}, dx"), &dx, &expected, BF16)?;
+    close(&format!("{what}, dw"), &dw, &expected_w, 1e-5)
 }
 
-fn check_rows(simulator: &Simulator, rows: usize, c: usize, block: usize) {
+fn check_rows(simulator: &Simulator, rows: usize, c: usize, block: usize) -> Outcome {
     let mut draw = Draw(1);
     let (x, delta, w) = (draw.bf16s(rows * c), draw.bf16s(rows * c), draw.bf16s(c));
     let inputs = (Buffer::new(&x), Buffer::new(&delta), Buffer::new(&w));
     let results = schedules(simulator, |run| {
         let (mut y, mut rstd) = (Buffer::<bf16>::unset(rows * c), Buffer::<f32>::unset(rows));
-        run.launch("rmsnorm", [rows, 1], block, 0, arguments![&mut y, &mut rstd, &inputs.0, &inputs.2, c, EPS]);
+        run.launch("rmsnorm", [rows, 1], block, 0, arguments![&mut y, &mut rstd, &inputs.0, &inputs.2, c, EPS])?;
         let (mut y2, mut rstd2, mut sum) =
             (Buffer::<bf16>::unset(rows * c), Buffer::<f32>::unset(rows), Buffer::<bf16>::unset(rows * c));
         let arguments = arguments![&mut y2, &mut rstd2, &mut sum, &inputs.0, &inputs.1, &inputs.2, c, EPS];
-        run.launch("residual_rmsnorm", [rows, 1], block, 0, arguments);
-        (y.get(), rstd.get(), y2.get(), rstd2.get(), sum.get())
-    });
+        run.launch("residual_rmsnorm", [rows, 1], block, 0, arguments)?;
+        Ok((y.get()?, rstd.get()?, y2.get()?, rstd2.get()?, sum.get()?))
+    })?;
     let (y, rstd, y2, rstd2, sum) = results;
     let what = format!("rmsnorm ({rows}, {c})");
     let expected = forward(&floats(&x), &floats(&w));
-    close(&what, &y, &expected.0, BF16);
-    close(&format!("{what}, rstd"), &rstd, &expected.1, 1e-6);
+    close(&what, &y, &expected.0, BF16)?;
+    close(&format!("{what}, rstd"), &rstd, &expected.1, 1e-6)?;
     let expected_sum: Vec<bf16> = x.iter().zip(&delta).map(|(x, d)| bf16::from_f32(x.to_f32() + d.to_f32())).collect();
-    assert_eq!(sum, expected_sum, "{what}: the sum is the nearest bf16");
+    equal(&format!("{what}, the sum"), &sum, &expected_sum)?;
     let expected = forward(&floats(&sum), &floats(&w));
-    close(&format!("{what} of a sum"), &y2, &expected.0, BF16);
-    close(&format!("{what} of a sum, rstd"), &rstd2, &expected.1, 1e-6);
+    close(&format!("{what} of a sum"), &y2, &expected.0, BF16)?;
+    close(&format!("{what} of a sum, rstd"), &rstd2, &expected.1, 1e-6)
 }
 
-fn check_heads(simulator: &Simulator, rows: usize, c: usize, grid: usize) {
+fn check_heads(simulator: &Simulator, rows: usize, c: usize, grid: usize) -> Outcome {
     let mut draw = Draw(3);
     let (x, w) = (draw.bf16s(rows * c), draw.bf16s(c));
     let inputs = (Buffer::new(&x), Buffer::new(&w));
@@ -95,23 +95,23 @@ fn check_heads(simulator: &Simulator, rows: usize, c: usize, grid: usize) {
             256,
             0,
             arguments![&mut y, &mut rstd, &inputs.0, &inputs.1, rows, c, EPS],
-        );
-        (y.get(), rstd.get())
-    });
+        )?;
+        Ok((y.get()?, rstd.get()?))
+    })?;
     let (expected, expected_rstd) = forward(&floats(&x), &floats(&w));
-    close(&format!("head_rmsnorm ({rows}, {c})"), &y, &expected, BF16);
-    close(&format!("head_rmsnorm ({rows}, {c}), rstd"), &rstd, &expected_rstd, 1e-6);
-    check_backward(simulator, "head_rmsnorm_backward", rows, c, grid, 256);
+    close(&format!("head_rmsnorm ({rows}, {c})"), &y, &expected, BF16)?;
+    close(&format!("head_rmsnorm ({rows}, {c}), rstd"), &rstd, &expected_rstd, 1e-6)?;
+    check_backward(simulator, "head_rmsnorm_backward", rows, c, grid, 256)
 }
 
 /// All of it on shapes as small as show what goes wrong.
-pub fn check(simulator: &Simulator) {
-    check_rows(simulator, 3, 200, 64);
-    check_rows(simulator, 2, 77, 32);
-    check_backward(simulator, "rmsnorm_backward", 13, 200, 4, 64);
-    check_backward(simulator, "rmsnorm_backward", 5, 77, 2, 32);
-    check_heads(simulator, 37, 32, 2);
-    check_heads(simulator, 19, 96, 1);
+pub fn check(simulator: &Simulator) -> Outcome {
+    check_rows(simulator, 3, 200, 64)?;
+    check_rows(simulator, 2, 77, 32)?;
+    check_backward(simulator, "rmsnorm_backward", 13, 200, 4, 64)?;
+    check_backward(simulator, "rmsnorm_backward", 5, 77, 2, 32)?;
+    check_heads(simulator, 37, 32, 2)?;
+    check_heads(simulator, 19, 96, 1)
 }
 
 #[test]
@@ -124,14 +124,14 @@ fn rows_of_any_width() {
     with_simulator(|simulator| {
         // One number; less than a thread's; odd; exactly a warp's; a model's; more than one chunk a thread.
         for c in [1, 5, 77, 256, 896, 1001, 4104] {
-            check_rows(simulator, 2, c, block(c));
-            check_backward(simulator, "rmsnorm_backward", 3, c, 2, block(c));
+            check_rows(simulator, 2, c, block(c))?;
+            check_backward(simulator, "rmsnorm_backward", 3, c, 2, block(c))?;
         }
         // More than the chunks that a thread keeps; as wide as any model's.
-        check_rows(simulator, 2, 1100, 32);
-        check_backward(simulator, "rmsnorm_backward", 3, 1100, 2, 32);
-        check_backward(simulator, "rmsnorm_backward", 3, 1101, 2, 32);
-        check_rows(simulator, 1, 16_384, block(16_384));
+        check_rows(simulator, 2, 1100, 32)?;
+        check_backward(simulator, "rmsnorm_backward", 3, 1100, 2, 32)?;
+        check_backward(simulator, "rmsnorm_backward", 3, 1101, 2, 32)?;
+        check_rows(simulator, 1, 16_384, block(16_384))
     });
 }
 
@@ -139,8 +139,9 @@ fn rows_of_any_width() {
 fn heads_of_any_width() {
     with_simulator(|simulator| {
         for c in [1, 8, 15, 16, 64, 80, 128, 256] {
-            check_heads(simulator, 21, c, 2);
+            check_heads(simulator, 21, c, 2)?;
         }
+        Ok(())
     });
 }
 
@@ -153,12 +154,13 @@ fn parts_are_summed_in_any_number() {
             let input = Buffer::new(&part);
             let out = schedules(simulator, |run| {
                 let mut out = Buffer::new(&before);
-                run.launch("sum_parts", [c.div_ceil(32), 1], 512, 0, arguments![&mut out, &input, parts, c]);
+                run.launch("sum_parts", [c.div_ceil(32), 1], 512, 0, arguments![&mut out, &input, parts, c])?;
                 out.get()
-            });
+            })?;
             let column = |i: usize| (0..parts).map(|p| f64::from(part[p * c + i])).sum::<f64>();
             let expected: Vec<f64> = (0..c).map(|i| f64::from(before[i]) + column(i)).collect();
-            close(&format!("sum_parts ({parts}, {c})"), &out, &expected, 1e-6);
+            close(&format!("sum_parts ({parts}, {c})"), &out, &expected, 1e-6)?;
         }
+        Ok(())
     });
 }

@@ -1,0 +1,446 @@
+//! Mistakes planted in the kernels, one at a time: the checks have to find each of them.
+//!
+//! Barriers and waits that are missing, masks that are off by one, sums that lose a part. A mistake is a piece of source
+//! and what stands in its place. Each is compiled with the files that its family's check needs, and nothing else.
+
+use rayon::prelude::*;
+
+use super::{Outcome, Simulator, adafactor, attention, elementwise, gemm, loss, norms, rows};
+use crate::suite::simulator::{Source, sources};
+
+/// What is wrong, in which file, instead of what.
+type Mistake = (&'static str, &'static str, &'static str, &'static str);
+
+struct Family {
+    check: fn(&Simulator) -> Outcome,
+    /// Besides `device.cuh`.
+    files: &'static [&'static str],
+    mistakes: &'static [Mistake],
+}
+
+const FAMILIES: [Family; 7] = [
+    Family {
+        check: norms::check,
+        files: &["rmsnorm.cu"],
+        mistakes: &[
+            (
+                "a sum over the block is read before all have written",
+                "device.cuh",
+                "if (lane == 0) part[warp] = v;\n  __syncthreads();",
+                "if (lane == 0) part[warp] = v;",
+            ),
+            (
+                "a sum over the block overwrites one that is still read",
+                "device.cuh",
+                "__syncthreads();  // part may still be read",
+                "// part may still be read",
+            ),
+            (
+                "a sum over columns is read before all have written",
+                "device.cuh",
+                "range_sum[warp * 32 + lane] = sum;\n  __syncthreads();",
+                "range_sum[warp * 32 + lane] = sum;",
+            ),
+            ("a sum over columns loses the last part", "device.cuh", "(parts + warps - 1) / warps", "parts / warps"),
+            ("rounding cuts off", "device.cuh", "u + 0x7FFFu + ((u >> 16) & 1u)", "u"),
+            (
+                "a barrier that one thread alone reaches",
+                "rmsnorm.cu",
+                "if (threadIdx.x == 0) rstd[blockIdx.x] = r;",
+                "if (threadIdx.x == 0) {\n    rstd[blockIdx.x] = r;\n    __syncthreads();\n  }",
+            ),
+            (
+                "a shuffle that some lanes do not reach",
+                "rmsnorm.cu",
+                "if (threadIdx.x == 0) rstd[blockIdx.x] = r;",
+                "if (threadIdx.x < 7) rstd[blockIdx.x] = warp_sum(r) / 32;",
+            ),
+            (
+                "partial sums begin with what was there",
+                "rmsnorm.cu",
+                "for (int j = 0; j < 8 && i + j < C; j++) part[i + j] = 0.f;",
+                ";",
+            ),
+            (
+                "the wide part of a row is left out",
+                "rmsnorm.cu",
+                "i = own + KEPT * step; i < C; i += step) {",
+                "i = C; i < C; i += step) {",
+            ),
+            (
+                "the gradient is not added",
+                "rmsnorm.cu",
+                "d[j] += g[j] * scale[j] * r - v[j] * inner;\n        add",
+                "d[j] = g[j] * scale[j] * r - v[j] * inner;\n        add",
+            ),
+            ("the weight's gradient without rstd", "rmsnorm.cu", "add(j, g[j] * v[j] * r)", "add(j, g[j] * v[j])"),
+            (
+                "the norm is that of the sum before rounding",
+                "rmsnorm.cu",
+                "v = pack8(a);\n  store8(sum + at, v, left, whole);\n  return v;",
+                "store8(sum + at, pack8(a), left, whole);\n  for (int j = 0; j < 8; j++) a[j] *= 1.004f;\n  return pack8(a);",
+            ),
+            (
+                "heads are summed over the warp",
+                "rmsnorm.cu",
+                "warp_sum(square_sum(v), my.lanes)",
+                "warp_sum(square_sum(v))",
+            ),
+            (
+                "heads' gradients are read before all have written",
+                "rmsnorm.cu",
+                "sums[j * 256 + threadIdx.x] = dw[j];\n  __syncthreads();",
+                "sums[j * 256 + threadIdx.x] = dw[j];",
+            ),
+            (
+                "rows past the end are normed",
+                "rmsnorm.cu",
+                "bool in = row < rows && left > 0;\n    float v[8] = {};",
+                "bool in = left > 0;\n    float v[8] = {};",
+            ),
+        ],
+    },
+    Family {
+        check: rows::check,
+        files: &["embedding.cu", "gather.cu", "bias.cu", "rmsnorm.cu"],
+        mistakes: &[
+            ("the gradient of a row is not added", "embedding.cu", "+= total;", "= total;"),
+            ("an id's last tokens are left out", "embedding.cu", "(last - first + 7) / 8", "(last - first) / 8"),
+            ("a part is read before it is written", "embedding.cu", "= sum[j];\n  __syncthreads();", "= sum[j];"),
+            (
+                "the last of a row is not copied",
+                "device.cuh",
+                "for (int i = threadIdx.x * 8; i < C; i += blockDim.x * 8) store8",
+                "for (int i = threadIdx.x * 8; i < C - 8; i += blockDim.x * 8) store8",
+            ),
+            (
+                "rows are scattered to where they came from",
+                "gather.cu",
+                "dx + (i64)rows[r] * C, dy + r * C",
+                "dx + r * C, dy + r * C",
+            ),
+            (
+                "the bias of another column",
+                "bias.cu",
+                "load8(bias + column, left, whole)",
+                "load8(bias + column / 2, left, false)",
+            ),
+            ("rows of a bias are summed twice", "bias.cu", "r += 8", "r += 7"),
+            ("a bias's part is read before it is written", "bias.cu", "= sum[j];\n  __syncthreads();", "= sum[j];"),
+            (
+                "the last rows of a bias are left out",
+                "bias.cu",
+                "(rows + gridDim.y - 1) / gridDim.y",
+                "rows / gridDim.y",
+            ),
+        ],
+    },
+    Family {
+        check: elementwise::check,
+        files: &["rope.cu", "swiglu.cu", "cast.cu"],
+        mistakes: &[
+            ("back turns forward", "rope.cu", "back ? -1.f : 1.f", "1.f"),
+            ("positions of heads instead of tokens", "rope.cu", "positions[head / heads]", "positions[head % heads]"),
+            ("halves change places", "rope.cu", "*(uint4*)low = pack8(a);", "*(uint4*)low = pack8(b);"),
+            ("the slope of silu without its second part", "swiglu.cu", "(s + silu * (1.f - s))", "s"),
+            ("up gets the gradient of another gate", "swiglu.cu", "u[j] = d[j] * silu;", "u[j] = d[j] * g[j] * s;"),
+            (
+                "the rest of eight is left out",
+                "swiglu.cu",
+                "store8(h + i, pack8(u), left, whole);",
+                "if (whole) store8(h + i, pack8(u), left, whole);",
+            ),
+            ("random bits reach above what is cut off", "cast.cu", "& 0xFFFFu;", ";"),
+            ("infinity is rounded", "cast.cu", "if ((u & 0x7F800000u) == 0x7F800000u) return to_bf(f);", ""),
+        ],
+    },
+    Family {
+        check: loss::check,
+        files: &["cross_entropy.cu", "norm.cu"],
+        mistakes: &[
+            (
+                "the target's logit is read after it is overwritten",
+                "cross_entropy.cu",
+                "__syncthreads();  // the target's logit",
+                "// the target's logit",
+            ),
+            (
+                "a maximum is read before all have written",
+                "cross_entropy.cu",
+                "part[warp] = own;\n  __syncthreads();",
+                "part[warp] = own;",
+            ),
+            ("a sum keeps an old maximum", "cross_entropy.cu", "a.sum * exp2_fast((a.max - m) * LOG2E)", "a.sum"),
+            (
+                "natural and binary logarithms change places",
+                "cross_entropy.cu",
+                "log2f(all.sum) * LN2",
+                "log2f(all.sum)",
+            ),
+            ("the gradient forgets the target", "cross_entropy.cu", "(i + j == t ? gradient : 0.f)", "0.f"),
+            ("the last of several tokens", "cross_entropy.cu", "b.id < a.id", "b.id > a.id"),
+            ("the likeliest of a part of the row", "cross_entropy.cu", "best = better(best, part[w]);", ""),
+            ("scores with the wrong sign", "cross_entropy.cu", "score[o] = -sum", "score[o] = sum"),
+            ("squares in f32", "norm.cu", "(double)v.x * v.x", "v.x * v.x"),
+            ("the rest of four is left out", "norm.cu", "i = whole * 4 + first_item()", "i = n"),
+        ],
+    },
+    Family {
+        check: adafactor::check,
+        files: &["adafactor.cu"],
+        mistakes: &[
+            ("the mean of rows over columns", "adafactor.cu", "(float)(sum / R)", "(float)(sum / C)"),
+            ("no clipping", "adafactor.cu", "max(1.f, (float)sqrt(u2) / step->clip_threshold)", "1.f"),
+            ("no weight decay", "adafactor.cu", "w - by.decay * w", "w"),
+            (
+                "the gradient's scale is left out of the update",
+                "adafactor.cu",
+                "step->gradient_scale * rsqrtf",
+                "rsqrtf",
+            ),
+            (
+                "the gradient's scale is left out of a vector's moments",
+                "adafactor.cu",
+                "float x = g[i] * scale, moment",
+                "float x = g[i], moment",
+            ),
+            ("the smallest size is added", "adafactor.cu", "max(step->eps2, rms_w)", "(step->eps2 + rms_w)"),
+            (
+                "sums of rows are read before all have written",
+                "adafactor.cu",
+                "part[r * 32 + warp] = v[r];\n  __syncthreads();",
+                "part[r * 32 + warp] = v[r];",
+            ),
+            (
+                "sums of rows overwrite those still read",
+                "adafactor.cu",
+                "__syncthreads();  // part may still be read",
+                "// part may still be read",
+            ),
+            (
+                "sums of columns begin with what was there",
+                "adafactor.cu",
+                "store4(columns + j, make_float4(0.f, 0.f, 0.f, 0.f), C - j, whole);",
+                ";",
+            ),
+            (
+                "the copy in bf16 is of the weights before",
+                "adafactor.cu",
+                "make_uint2(pack(v.x, v.y), pack(v.z, v.w))",
+                "make_uint2(pack(u.x, u.y), pack(u.z, u.w))",
+            ),
+            ("moments keep nothing", "adafactor.cu", "beta2 * vr[first + r] +", ""),
+            (
+                "the root of the sum, not of the mean",
+                "adafactor.cu",
+                "block_sum(u2) / ((double)R * C)",
+                "block_sum(u2)",
+            ),
+        ],
+    },
+    Family {
+        check: gemm::check,
+        files: &["gemm.cu"],
+        mistakes: &[
+            (
+                "a stage is used before it has landed",
+                "gemm.cu",
+                "copies_wait<STAGES - 2>();",
+                "copies_wait<STAGES - 1>();",
+            ),
+            (
+                "a stage is used before others' copies are there",
+                "gemm.cu",
+                "__syncthreads();  // this stage",
+                "// this stage",
+            ),
+            ("a stage is overwritten while it is used", "gemm.cu", "load(step + STAGES - 1);", "load(step + STAGES);"),
+            ("copies belong to no group", "gemm.cu", "copies_commit();  // an empty", "// an empty"),
+            (
+                "operands of the right change places",
+                "gemm.cu",
+                "right[j / 2][j % 2 * 2]",
+                "right[j / 2][(1 - j % 2) * 2]",
+            ),
+            (
+                "a turned left operand's quarters change places",
+                "gemm.cu",
+                "(k + (lane >> 4) * 8 + (lane & 7)) * (TILE + 8) + row + (lane >> 3 & 1) * 8",
+                "(k + (lane >> 3 & 1) * 8 + (lane & 7)) * (TILE + 8) + row + (lane >> 4) * 8",
+            ),
+            ("the last column is not written", "gemm.cu", "column < n)", "column < n - 1)"),
+            ("the end of the common dimension is left out", "gemm.cu", "(k + DEPTH - 1) / DEPTH", "max(k / DEPTH, 1)"),
+            ("what was there is overwritten", "gemm.cu", "accumulate ? to_f(c[at]) + v : v", "v"),
+        ],
+    },
+    Family {
+        check: attention::check,
+        files: &["attention.cu"],
+        mistakes: &[
+            ("keys are used before they have landed", "attention.cu", "copies_wait<1>();", ";"),
+            (
+                "the last keys are used before they have landed",
+                "attention.cu",
+                "} else {\n      copies_wait<0>();",
+                "} else {\n      copies_wait<1>();",
+            ),
+            ("one group too few is waited for", "attention.cu", "copies_wait<1>();", "copies_wait<2>();"),
+            (
+                "keys are used before others' copies are there",
+                "attention.cu",
+                "    }\n    __syncthreads();\n\n    float s[",
+                "    }\n\n    float s[",
+            ),
+            (
+                "keys are overwritten while they are used",
+                "attention.cu",
+                "__syncthreads();  // before the next copies overwrite this buffer",
+                "",
+            ),
+            (
+                "the first of a segment is hidden",
+                "attention.cu",
+                "key >= start[r] && key <= row[r] ? s",
+                "key > start[r] && key <= row[r] ? s",
+            ),
+            ("segments see each other", "attention.cu", "key >= start[r] && key <= row[r] ? s", "key <= row[r] ? s"),
+            (
+                "a token sees the next one",
+                "attention.cu",
+                "key >= start[r] && key <= row[r] ? s",
+                "key >= start[r] && key <= row[r] + 1 ? s",
+            ),
+            (
+                "the wrong head of keys",
+                "attention.cu",
+                "h = blockIdx.y, key_head = h / (H / K), q0",
+                "h = blockIdx.y, key_head = h % K, q0",
+            ),
+            (
+                "the sum is not rescaled",
+                "attention.cu",
+                "sum[n][c] *= rescale[c >> 1];",
+                "sum[n][c] *= c < 3 ? rescale[c >> 1] : 1.f;",
+            ),
+            ("the total is not rescaled", "attention.cu", "total[r] *= rescale[r];", ""),
+            (
+                "keys change places",
+                "attention.cu",
+                "mma16816(s[2 * n], a, low);\n    mma16816(s[2 * n + 1], a, high);",
+                "mma16816(s[2 * n], a, high);\n    mma16816(s[2 * n + 1], a, low);",
+            ),
+            (
+                "a row's lanes do not agree on the maximum",
+                "attention.cu",
+                "greatest[r] = max(greatest[r], __shfl_xor_sync(~0u, greatest[r], 2));",
+                "",
+            ),
+            (
+                "keys' queries are used before all have landed",
+                "attention.cu",
+                "      copies_wait<0>();\n      __syncthreads();\n      float p",
+                "      copies_wait<0>();\n      float p",
+            ),
+            (
+                "keys' queries are overwritten while they are used",
+                "attention.cu",
+                "queries);\n      __syncthreads();  // before the next copies overwrite the tiles",
+                "queries);",
+            ),
+            (
+                "queries' keys are overwritten while they are used",
+                "attention.cu",
+                "multiply<D, ROWS>(sum, ds, keys);\n    __syncthreads();",
+                "multiply<D, ROWS>(sum, ds, keys);\n   ",
+            ),
+            (
+                "keys stop at the first one's segment",
+                "attention.cu",
+                "segment_end[min(k0 + OWNED, N) - 1]",
+                "segment_end[k0]",
+            ),
+            (
+                "delta is forgotten",
+                "attention.cu",
+                "e * (ds[n][2 * r + c] - d) * scale",
+                "e * ds[n][2 * r + c] * scale",
+            ),
+            (
+                "queries begin at the last one's segment",
+                "attention.cu",
+                "k0 = (int)segment_start[q0] / ROWS * ROWS",
+                "k0 = (int)segment_start[end - 1] / ROWS * ROWS",
+            ),
+            (
+                "the first of a segment gives no gradient",
+                "attention.cu",
+                "key[r] <= i && key[r] >= start;",
+                "key[r] <= i && key[r] > start;",
+            ),
+            (
+                "a group's heads but the first are left out",
+                "attention.cu",
+                "h < (key_head + 1) * group; h++",
+                "h < key_head * group + 1; h++",
+            ),
+            (
+                "delta by the wrong lane",
+                "attention.cu",
+                "if (row < (i64)N * H && column == 0)",
+                "if (row < (i64)N * H && column == 8)",
+            ),
+            ("delta of half a row", "attention.cu", "warp_sum(sum, LANES)", "warp_sum(sum, LANES / 2)"),
+        ],
+    },
+];
+
+/// The files of a family, with a mistake in one of them.
+fn plant(family: &Family, mistake: Option<&Mistake>) -> Vec<Source> {
+    let mut sources = sources();
+    sources.retain(|s| s.name == "device.cuh" || family.files.contains(&s.name.as_str()));
+    if let Some((what, file, from, to)) = mistake {
+        let source = sources.iter_mut().find(|s| s.name == *file).expect("the family has the file");
+        assert_eq!(source.text.matches(from).count(), 1, "`{what}` is planted where `{from}` stands, once");
+        source.text = source.text.replace(from, to);
+    }
+    for source in &mut sources {
+        // Heads of two widths are enough here, and the others most of the compiler's work.
+        for dim in [16, 64, 128, 256] {
+            source.text = source.text.replace(&format!("\nATTENTION({dim})"), "");
+        }
+    }
+    sources
+}
+
+fn check(family: &Family, mistake: Option<&Mistake>) -> Outcome {
+    (family.check)(&Simulator::build(&plant(family, mistake), "-O1").expect("a mistake is one that compilers let pass"))
+}
+
+#[test]
+fn every_mistake_is_found() {
+    if Simulator::get().is_none() {
+        return;
+    }
+    for family in &FAMILIES {
+        check(family, None).expect("without a mistake there is nothing to find");
+    }
+    let mistakes: Vec<(&Family, &Mistake)> =
+        FAMILIES.iter().flat_map(|f| f.mistakes.iter().map(move |m| (f, m))).collect();
+    let missed: Vec<&str> = mistakes
+        .par_iter()
+        .filter_map(|(family, mistake)| match check(family, Some(mistake)) {
+            Ok(()) => Some(mistake.0),
+            Err(report) => {
+                println!("{} ({}): {}", mistake.0, mistake.1, report.lines().next().unwrap_or_default());
+                None
+            }
+        })
+        .collect();
+    assert!(
+        missed.is_empty(),
+        "{} of {} planted mistakes went unnoticed:\n{}",
+        missed.len(),
+        mistakes.len(),
+        missed.join("\n")
+    );
+}
