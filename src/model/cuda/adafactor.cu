@@ -35,7 +35,7 @@ __device__ __forceinline__ void block_sums(float (&v)[ROWS]) {
 // w2_part[b] = the sum of w^2 over them, if the rate is scaled by it, else 0 · g, w (R, C), vr (R), col_part (P, C),
 // w2_part (P)
 // grid (P), any number, at most ceil(R / 8)  block 256
-extern "C" __global__ void __launch_bounds__(256) adafactor_stats(float* vr, float* col_part, float* w2_part,
+extern "C" __global__ void __launch_bounds__(256, 4) adafactor_stats(float* vr, float* col_part, float* w2_part,
                                                                   const float* g, const float* w,
                                                                   const AdafactorStep* step, int R, int C) {
   constexpr int ROWS = 8;

@@ -21,7 +21,7 @@
 #define LD(D) ((D) + 8)
 // Rows that come at a time: keys in the forward pass; keys or queries in the backward pass.
 #define FORWARD_ROWS(D) ((D) > 128 ? 32 : 64)
-#define BACKWARD_ROWS(D) ((D) > 64 ? 32 : 64)
+#define BACKWARD_ROWS(D) ((D) > 128 ? 16 : (D) > 64 ? 32 : 64)
 
 // ROWS rows from row0 on, of one head of x (N, heads, D); those past N are zeros.
 template <int D, int ROWS>
@@ -342,7 +342,7 @@ __device__ __forceinline__ void backward_queries(bf16* dq, const bf16* dout, con
 }
 
 // For heads of D. q, o, dout, dq (N, H, D), k, v, dk, dv (N, K, D), lse, delta (H, N); segment_start[n] is the first
-// token of n's segment, segment_end[n] one past its last. With F = D > 128 ? 32 : 64 and B = D > 64 ? 32 : 64:
+// token of n's segment, segment_end[n] one past its last. With F = D > 128 ? 32 : 64 and B = D > 128 ? 16 : D > 64 ? 32 : 64:
 // attention_D        grid (ceil(N / 64), H)       block 128  shared (64 + 4 F) (D + 8) 2 bytes
 // attention_delta_D  grid ceil(N H lanes / 256)   block 256  lanes = D / 8 or the next power of two
 // attention_dkdv_D   grid (ceil(N / 64), K)       block 128  shared (128 + 2 B) (D + 8) 2 bytes

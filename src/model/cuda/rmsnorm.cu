@@ -70,7 +70,7 @@ __device__ __forceinline__ void norm_row(bf16* y, float* rstd, bf16* sum, const 
 
 // y, x (rows, C), w (C), rstd (rows)
 // grid (rows)  block 32 ceil(C / 256), at most 512; 4 bytes an element
-extern "C" __global__ void __launch_bounds__(512) rmsnorm(bf16* y, float* rstd, const bf16* x, const bf16* w, int C,
+extern "C" __global__ void __launch_bounds__(512, 2) rmsnorm(bf16* y, float* rstd, const bf16* x, const bf16* w, int C,
                                                           float eps) {
   norm_row<false>(y, rstd, nullptr, x, nullptr, w, C, eps);
 }
@@ -83,6 +83,22 @@ extern "C" __global__ void __launch_bounds__(512) residual_rmsnorm(bf16* y, floa
   norm_row<true>(y, rstd, sum, x, delta, w, C, eps);
 }
 EXPORT_KERNEL(residual_rmsnorm)
+
+// Adds to dx of eight columns, and gives what this row adds to dw; `inner` is rstd^3 mean(g x).
+__device__ __forceinline__ void backward_eight(float (&dw)[8], bf16* dx, const bf16* dy, const bf16* x, const bf16* w,
+                                               i64 row, int i, int C, float rstd, float inner, bool whole) {
+  float g[8], v[8], scale[8], d[8];
+  unpack8(g, load8(dy + row + i, C - i, whole));
+  unpack8(v, load8(x + row + i, C - i, whole));
+  unpack8(scale, load8(w + i, C - i, whole));
+  unpack8(d, load8(dx + row + i, C - i, whole));
+#pragma unroll
+  for (int j = 0; j < 8; j++) {
+    d[j] += g[j] * scale[j] * rstd - v[j] * inner;
+    dw[j] = g[j] * v[j] * rstd;
+  }
+  store8(dx + row + i, pack8(d), C - i, whole);
+}
 
 // With g = dy w: dx += rstd g - x rstd^3 mean(g x), dw_part[b] = the sum over block b's rows of dy x rstd ·
 // dx, dy, x (rows, C), w (C), rstd (rows), dw_part (gridDim.x, C); then `sum_parts`
@@ -112,28 +128,19 @@ extern "C" __global__ void __launch_bounds__(512) rmsnorm_backward(bf16* dx, flo
     }
     float inner = block_sum(dot) / C * r * r * r;
     // The second reading comes from L1: a row is 2 to 32 KiB.
-    auto finish = [&](int i, auto add) {
-      float g[8], scale[8], v[8], d[8];
-      unpack8(g, load8(dy + row + i, C - i, whole));
-      unpack8(v, load8(x + row + i, C - i, whole));
-      unpack8(scale, load8(w + i, C - i, whole));
-      unpack8(d, load8(dx + row + i, C - i, whole));
-#pragma unroll
-      for (int j = 0; j < 8; j++) {
-        d[j] += g[j] * scale[j] * r - v[j] * inner;
-        add(j, g[j] * v[j] * r);
-      }
-      store8(dx + row + i, pack8(d), C - i, whole);
-    };
+    float dw[8];
 #pragma unroll
     for (int c = 0; c < KEPT; c++) {
       int i = own + c * step;
-      if (i < C) finish(i, [&](int j, float v) { kept[c][j] += v; });
+      if (i >= C) break;
+      backward_eight(dw, dx, dy, x, w, row, i, C, r, inner, whole);
+#pragma unroll
+      for (int j = 0; j < 8; j++) kept[c][j] += dw[j];
     }
-    for (int i = own + KEPT * step; i < C; i += step)
-      finish(i, [&](int j, float v) {
-        if (i + j < C) part[i + j] += v;
-      });
+    for (int i = own + KEPT * step; i < C; i += step) {
+      backward_eight(dw, dx, dy, x, w, row, i, C, r, inner, whole);
+      for (int j = 0; j < 8 && i + j < C; j++) part[i + j] += dw[j];
+    }
   }
 #pragma unroll
   for (int c = 0; c < KEPT; c++)

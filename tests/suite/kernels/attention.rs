@@ -67,7 +67,8 @@ fn run(simulator: &Simulator, shape: Shape, operands: &Operands) -> Outcome<Resu
     let (n, scale) = (shape.tokens(), shape.scale());
     let (q, k, v) = (Buffer::new(&operands.q), Buffer::new(&operands.k), Buffer::new(&operands.v));
     let (dout, start, end) = (Buffer::new(&operands.dout), Buffer::new(&operands.start), Buffer::new(&operands.end));
-    let (forward_rows, backward_rows) = (if dim > 128 { 32 } else { 64 }, if dim > 64 { 32 } else { 64 });
+    let forward_rows = if dim > 128 { 32 } else { 64 };
+    let backward_rows = [64, 32, 16][usize::from(dim > 64) + usize::from(dim > 128)];
     let bytes = |rows: usize| rows * (dim + 8) * 2;
     let lanes = (dim / 8).next_power_of_two();
     let tiles = n.div_ceil(64);

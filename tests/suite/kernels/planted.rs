@@ -64,16 +64,16 @@ const FAMILIES: [Family; 7] = [
             (
                 "the wide part of a row is left out",
                 "rmsnorm.cu",
-                "i = own + KEPT * step; i < C; i += step) {",
-                "i = C; i < C; i += step) {",
+                "i = own + KEPT * step; i < C; i += step) {\n      backward_eight",
+                "i = C; i < C; i += step) {\n      backward_eight",
             ),
             (
                 "the gradient is not added",
                 "rmsnorm.cu",
-                "d[j] += g[j] * scale[j] * r - v[j] * inner;\n        add",
-                "d[j] = g[j] * scale[j] * r - v[j] * inner;\n        add",
+                "d[j] += g[j] * scale[j] * rstd - v",
+                "d[j] = g[j] * scale[j] * rstd - v",
             ),
-            ("the weight's gradient without rstd", "rmsnorm.cu", "add(j, g[j] * v[j] * r)", "add(j, g[j] * v[j])"),
+            ("the weight's gradient without rstd", "rmsnorm.cu", "dw[j] = g[j] * v[j] * rstd;", "dw[j] = g[j] * v[j];"),
             (
                 "the norm is that of the sum before rounding",
                 "rmsnorm.cu",
