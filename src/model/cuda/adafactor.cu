@@ -4,8 +4,11 @@
 //
 // Bytes a parameter: stats reads g (and w, to scale by its size), rms reads g, apply reads g and w and writes w and its
 // bf16 copy: 22, or 26. A block takes ROWS rows at a time and a thread four neighbouring columns of them, so that what
-// belongs to a column is read once for all rows, and the block's sum is needed once for all of them.
+// belongs to a column is read once for all rows, and the block's sum is needed once for all of them. Four rows are 64
+// bytes on their way for each of an SM's thousand threads, twice what its share of the memory's latency asks for.
 #include "device.cuh"
+
+#define ROWS 4
 
 // In device memory, so that a captured graph stays valid from step to step.
 struct AdafactorStep {
@@ -15,8 +18,19 @@ struct AdafactorStep {
 
 __device__ __forceinline__ float square(float x) { return x * x; }
 
+// Four columns of ROWS rows: what a thread asks for at once, before it uses any. Rows past the end are zeros.
+template <bool WHOLE>
+__device__ __forceinline__ void load_rows(float4 (&v)[ROWS], const float* x, i64 first, int j, int R, int C) {
+#pragma unroll
+  for (int r = 0; r < ROWS; r++)
+    v[r] = first + r < R ? load4<WHOLE>(x + (first + r) * C + j, C - j) : make_float4(0.f, 0.f, 0.f, 0.f);
+}
+__device__ __forceinline__ float4 times(float4 v, float4 by, float factor) {
+  return make_float4(v.x * factor * by.x, v.y * factor * by.y, v.z * factor * by.z, v.w * factor * by.w);
+}
+__device__ __forceinline__ float square_sum(float4 v) { return v.x * v.x + v.y * v.y + (v.z * v.z + v.w * v.w); }
+
 // Sums over the block of ROWS numbers a thread, in every thread.
-template <int ROWS>
 __device__ __forceinline__ void block_sums(float (&v)[ROWS]) {
   STATIC_SHARED(float, part, ROWS * 32);
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
@@ -31,47 +45,55 @@ __device__ __forceinline__ void block_sums(float (&v)[ROWS]) {
   for (int r = 0; r < ROWS; r++) v[r] = warp_sum(lane < warps ? part[r * 32 + lane] : 0.f);
 }
 
-// vr = beta2 vr + (1 - beta2) mean_columns q, q = (scale g)^2 + eps1; col_part[b] = the sum of q over block b's rows,
-// w2_part[b] = the sum of w^2 over them, if the rate is scaled by it, else 0 · g, w (R, C), vr (R), col_part (P, C),
-// w2_part (P)
-// grid (P), any number, at most ceil(R / 8)  block 256
-extern "C" __global__ void __launch_bounds__(256, 4) adafactor_stats(float* vr, float* col_part, float* w2_part,
-                                                                  const float* g, const float* w,
-                                                                  const AdafactorStep* step, int R, int C) {
-  constexpr int ROWS = 8;
-  bool whole = C % 4 == 0, scale_parameter = step->scale_parameter;
-  float beta2 = step->beta2, eps1 = step->eps1, scale = step->gradient_scale;
-  float* columns = col_part + (i64)blockIdx.x * C;
+template <bool WHOLE>
+__device__ __forceinline__ void moments(float* vr, float* columns, float* w2_part, const float* g, const float* w,
+                                        AdafactorStep step, int R, int C) {
   for (int j = threadIdx.x * 4; j < C; j += blockDim.x * 4)
-    store4(columns + j, make_float4(0.f, 0.f, 0.f, 0.f), C - j, whole);
+    store4<WHOLE>(columns + j, make_float4(0.f, 0.f, 0.f, 0.f), C - j);
   double w2 = 0;  // of many rows: their sums are added in f64
   for (i64 first = (i64)blockIdx.x * ROWS; first < R; first += (i64)gridDim.x * ROWS) {
     float row_sum[ROWS] = {}, squares = 0.f;
     for (int j = threadIdx.x * 4; j < C; j += blockDim.x * 4) {
-      float4 sum = load4(columns + j, C - j, whole);
+      float4 v[ROWS], sum = load4<WHOLE>(columns + j, C - j);
+      load_rows<WHOLE>(v, g, first, j, R, C);
 #pragma unroll
       for (int r = 0; r < ROWS; r++) {
-        if (first + r >= R) continue;
-        float4 v = load4(g + (first + r) * C + j, C - j, whole);
-        v.x = square(v.x * scale) + eps1, v.y = square(v.y * scale) + eps1;
-        v.z = square(v.z * scale) + eps1, v.w = square(v.w * scale) + eps1;
-        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
-        row_sum[r] += v.x + (j + 1 < C ? v.y : 0.f) + (j + 2 < C ? v.z : 0.f) + (j + 3 < C ? v.w : 0.f);
-        if (scale_parameter) {
-          v = load4(w + (first + r) * C + j, C - j, whole);
-          squares += v.x * v.x + v.y * v.y + (v.z * v.z + v.w * v.w);
-        }
+        // eps1 belongs to each number; what lies outside of the matrix has no part in a sum that is used.
+        float4 q = make_float4(square(v[r].x * step.gradient_scale), square(v[r].y * step.gradient_scale),
+                               square(v[r].z * step.gradient_scale), square(v[r].w * step.gradient_scale));
+        float eps = first + r < R ? step.eps1 : 0.f;
+        sum.x += q.x + eps, sum.y += q.y + eps, sum.z += q.z + eps, sum.w += q.w + eps;
+        row_sum[r] += (q.x + q.y) + (q.z + q.w);
       }
-      store4(columns + j, sum, C - j, whole);
+      store4<WHOLE>(columns + j, sum, C - j);
+      if (!step.scale_parameter) continue;
+      load_rows<WHOLE>(v, w, first, j, R, C);
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) squares += square_sum(v[r]);
     }
     w2 += squares;
     block_sums(row_sum);
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
-      if ((int)threadIdx.x == r && first + r < R) vr[first + r] = beta2 * vr[first + r] + (1.f - beta2) * (row_sum[r] / C);
+      if ((int)threadIdx.x == r && first + r < R)
+        vr[first + r] = step.beta2 * vr[first + r] + (1.f - step.beta2) * (row_sum[r] / C + step.eps1);
   }
   w2 = block_sum(w2);
   if (threadIdx.x == 0) w2_part[blockIdx.x] = (float)w2;
+}
+
+// vr = beta2 vr + (1 - beta2) mean_columns q, q = (scale g)^2 + eps1; col_part[b] = the sum of q over block b's rows,
+// w2_part[b] = the sum of w^2 over them, if the rate is scaled by it, else 0 · g, w (R, C), vr (R), col_part (P, C),
+// w2_part (P)
+// grid (P), any number, at most ceil(R / 4)  block 256
+extern "C" __global__ void __launch_bounds__(256) adafactor_stats(float* vr, float* col_part, float* w2_part,
+                                                                  const float* g, const float* w,
+                                                                  const AdafactorStep* step, int R, int C) {
+  float* columns = col_part + (i64)blockIdx.x * C;
+  if (C % 4 == 0)
+    moments<true>(vr, columns, w2_part, g, w, *step, R, C);
+  else
+    moments<false>(vr, columns, w2_part, g, w, *step, R, C);
 }
 EXPORT_KERNEL(adafactor_stats)
 
@@ -98,13 +120,37 @@ extern "C" __global__ void __launch_bounds__(512) adafactor_factors(float* vc, f
 }
 EXPORT_KERNEL(adafactor_factors)
 
-// What a row's gradients are multiplied by: scale (vr / mean vr)^-1/2.
-__device__ __forceinline__ float row_factor(const float* vr, const float* scalars, const AdafactorStep* step, i64 row) {
-  return step->gradient_scale * rsqrtf(vr[row] / scalars[0]);
+// What rows' and columns' gradients are multiplied by: scale (vr / mean vr)^-1/2 and vc^-1/2.
+__device__ __forceinline__ void row_factors(float (&factor)[ROWS], const float* vr, const float* scalars, float scale,
+                                            i64 first, int R) {
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) factor[r] = first + r < R ? scale * rsqrtf(vr[first + r] / scalars[0]) : 0.f;
 }
-__device__ __forceinline__ float4 column_factor(const float* vc, int j, int left, bool whole) {
-  float4 v = load4(vc + j, left, whole);
-  return make_float4(rsqrtf(v.x), rsqrtf(v.y), rsqrtf(v.z), rsqrtf(v.w));
+template <bool WHOLE>
+__device__ __forceinline__ float4 column_factors(const float* vc, int j, int C) {
+  float4 v = load4<WHOLE>(vc + j, C - j);
+  // Columns past the end are zeros, and stay zeros.
+  return make_float4(rsqrtf(v.x), WHOLE || j + 1 < C ? rsqrtf(v.y) : 0.f, WHOLE || j + 2 < C ? rsqrtf(v.z) : 0.f,
+                     WHOLE || j + 3 < C ? rsqrtf(v.w) : 0.f);
+}
+
+template <bool WHOLE>
+__device__ __forceinline__ double update_squares(const float* g, const float* vr, const float* vc, const float* scalars,
+                                                 float scale, int R, int C) {
+  double u2 = 0;
+  for (i64 first = (i64)blockIdx.x * ROWS; first < R; first += (i64)gridDim.x * ROWS) {
+    float factor[ROWS], squares = 0.f;
+    row_factors(factor, vr, scalars, scale, first, R);
+    for (int j = threadIdx.x * 4; j < C; j += blockDim.x * 4) {
+      float4 v[ROWS];
+      load_rows<WHOLE>(v, g, first, j, R, C);
+      float4 by = column_factors<WHOLE>(vc, j, C);
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) squares += square_sum(times(v[r], by, factor[r]));
+    }
+    u2 += squares;
+  }
+  return block_sum(u2);
 }
 
 // u2_part[b] = the sum of u^2 over block b's rows, u = scale g (vr / mean vr)^-1/2 vc^-1/2 · u2_part (P)
@@ -112,28 +158,9 @@ __device__ __forceinline__ float4 column_factor(const float* vc, int j, int left
 extern "C" __global__ void __launch_bounds__(256) adafactor_rms(float* u2_part, const float* g, const float* vr,
                                                                 const float* vc, const float* scalars,
                                                                 const AdafactorStep* step, int R, int C) {
-  constexpr int ROWS = 8;
-  bool whole = C % 4 == 0;
-  double u2 = 0;
-  for (i64 first = (i64)blockIdx.x * ROWS; first < R; first += (i64)gridDim.x * ROWS) {
-    float factor[ROWS], squares = 0.f;
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) factor[r] = first + r < R ? row_factor(vr, scalars, step, first + r) : 0.f;
-    for (int j = threadIdx.x * 4; j < C; j += blockDim.x * 4) {
-      float4 by = column_factor(vc, j, C - j, whole);
-#pragma unroll
-      for (int r = 0; r < ROWS; r++) {
-        if (first + r >= R) continue;
-        float4 v = load4(g + (first + r) * C + j, C - j, whole);
-        squares += square(v.x * factor[r] * by.x);
-        if (j + 1 < C) squares += square(v.y * factor[r] * by.y);
-        if (j + 2 < C) squares += square(v.z * factor[r] * by.z);
-        if (j + 3 < C) squares += square(v.w * factor[r] * by.w);
-      }
-    }
-    u2 += squares;
-  }
-  u2 = block_sum(u2);
+  float scale = step->gradient_scale;
+  double u2 = C % 4 == 0 ? update_squares<true>(g, vr, vc, scalars, scale, R, C)
+                         : update_squares<false>(g, vr, vc, scalars, scale, R, C);
   if (threadIdx.x == 0) u2_part[blockIdx.x] = (float)u2;
 }
 EXPORT_KERNEL(adafactor_rms)
@@ -150,33 +177,27 @@ __device__ __forceinline__ Rates rates(const AdafactorStep* step, float rms_w, d
 }
 __device__ __forceinline__ float stepped(float w, float u, Rates by) { return w - by.decay * w - by.update * u; }
 
-// w -= decay w, w -= rate u / max(1, rms(u) / clip); `compute` = w, rounded · w, compute, g (R, C)
-// grid any, at most ceil(R / 4)  block 256
-extern "C" __global__ void __launch_bounds__(256) adafactor_apply(float* w, bf16* compute, const float* u2_part,
-                                                                  const float* g, const float* vr, const float* vc,
-                                                                  const float* scalars, const AdafactorStep* step,
-                                                                  int parts, int R, int C) {
-  constexpr int ROWS = 4;
-  bool whole = C % 4 == 0;
-  double u2 = 0;
-  for (int i = threadIdx.x; i < parts; i += blockDim.x) u2 += u2_part[i];
-  Rates by = rates(step, scalars[1], block_sum(u2) / ((double)R * C));
+template <bool WHOLE>
+__device__ __forceinline__ void apply(float* w, bf16* compute, const float* g, const float* vr, const float* vc,
+                                      const float* scalars, float scale, Rates by, int R, int C) {
   for (i64 first = (i64)blockIdx.x * ROWS; first < R; first += (i64)gridDim.x * ROWS) {
     float factor[ROWS];
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) factor[r] = first + r < R ? row_factor(vr, scalars, step, first + r) : 0.f;
+    row_factors(factor, vr, scalars, scale, first, R);
     for (int j = threadIdx.x * 4; j < C; j += blockDim.x * 4) {
-      float4 column = column_factor(vc, j, C - j, whole);
+      float4 v[ROWS], u[ROWS];
+      load_rows<WHOLE>(v, w, first, j, R, C);
+      load_rows<WHOLE>(u, g, first, j, R, C);
+      float4 column = column_factors<WHOLE>(vc, j, C);
 #pragma unroll
       for (int r = 0; r < ROWS; r++) {
-        if (first + r >= R) continue;
+        if (first + r >= R) break;
         i64 at = (first + r) * C + j;
-        float4 v = load4(w + at, C - j, whole), u = load4(g + at, C - j, whole);
-        v.x = stepped(v.x, u.x * factor[r] * column.x, by), v.y = stepped(v.y, u.y * factor[r] * column.y, by);
-        v.z = stepped(v.z, u.z * factor[r] * column.z, by), v.w = stepped(v.w, u.w * factor[r] * column.w, by);
-        store4(w + at, v, C - j, whole);
-        uint2 bits = make_uint2(pack(v.x, v.y), pack(v.z, v.w));
-        if (whole) {
+        float4 d = times(u[r], column, factor[r]);
+        float4 next = make_float4(stepped(v[r].x, d.x, by), stepped(v[r].y, d.y, by), stepped(v[r].z, d.z, by),
+                                  stepped(v[r].w, d.w, by));
+        store4<WHOLE>(w + at, next, C - j);
+        uint2 bits = make_uint2(pack(next.x, next.y), pack(next.z, next.w));
+        if (WHOLE) {
           *(uint2*)(compute + at) = bits;
         } else {
           compute[at] = (bf16)bits.x;
@@ -187,6 +208,21 @@ extern "C" __global__ void __launch_bounds__(256) adafactor_apply(float* w, bf16
       }
     }
   }
+}
+
+// w -= decay w, w -= rate u / max(1, rms(u) / clip); `compute` = w, rounded · w, compute, g (R, C)
+// grid any, at most ceil(R / 4)  block 256
+extern "C" __global__ void __launch_bounds__(256) adafactor_apply(float* w, bf16* compute, const float* u2_part,
+                                                                  const float* g, const float* vr, const float* vc,
+                                                                  const float* scalars, const AdafactorStep* step,
+                                                                  int parts, int R, int C) {
+  double u2 = 0;
+  for (int i = threadIdx.x; i < parts; i += blockDim.x) u2 += u2_part[i];
+  Rates by = rates(step, scalars[1], block_sum(u2) / ((double)R * C));
+  if (C % 4 == 0)
+    apply<true>(w, compute, g, vr, vc, scalars, step->gradient_scale, by, R, C);
+  else
+    apply<false>(w, compute, g, vr, vc, scalars, step->gradient_scale, by, R, C);
 }
 EXPORT_KERNEL(adafactor_apply)
 

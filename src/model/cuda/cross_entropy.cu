@@ -12,6 +12,39 @@ __device__ __forceinline__ Exponentials join(Exponentials a, Exponentials b) {
   return {m, a.sum * exp2_fast((a.max - m) * LOG2E) + b.sum * exp2_fast((b.max - m) * LOG2E)};
 }
 
+// Of this thread's columns.
+template <bool WHOLE>
+__device__ __forceinline__ Exponentials exponentials(const bf16* row, int V) {
+  Exponentials own = {NEGATIVE_INFINITY, 0.f};
+#pragma unroll 2
+  for (int i = threadIdx.x * 8; i < V; i += blockDim.x * 8) {
+    float x[8];
+    unpack8(x, load8<WHOLE>(row + i, V - i));
+    Exponentials eight = {NEGATIVE_INFINITY, 0.f};
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+      if (WHOLE || i + j < V) eight.max = max(eight.max, x[j]);
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+      if ((WHOLE || i + j < V) && eight.max != NEGATIVE_INFINITY) eight.sum += exp2_fast((x[j] - eight.max) * LOG2E);
+    own = join(own, eight);
+  }
+  return own;
+}
+
+template <bool WHOLE>
+__device__ __forceinline__ void write_gradient(bf16* row, Exponentials all, int target, int V, float gradient) {
+  float scale = gradient / all.sum;
+  for (int i = threadIdx.x * 8; i < V; i += blockDim.x * 8) {
+    float x[8];
+    unpack8(x, load8<WHOLE>(row + i, V - i));
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+      x[j] = exp2_fast((x[j] - all.max) * LOG2E) * scale - (i + j == target ? gradient : 0.f);
+    store8<WHOLE>(row + i, pack8(x), V - i);
+  }
+}
+
 // loss[r] = log sum_v exp logits[r, v] - logits[r, target[r]]; with_gradient, logits become
 // gradient (softmax(logits) - onehot(target)) · loss, target (rows), logits (rows, V)
 // grid (rows)  block 1024; 2 bytes an element, with gradient 6
@@ -21,19 +54,7 @@ extern "C" __global__ void __launch_bounds__(1024) cross_entropy(float* loss, bf
   bf16* row = logits + (i64)blockIdx.x * V;
   int t = target[blockIdx.x], warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
   bool whole = V % 8 == 0;
-  float x[8];
-  Exponentials own = {NEGATIVE_INFINITY, 0.f};
-  for (int i = threadIdx.x * 8; i < V; i += blockDim.x * 8) {
-    unpack8(x, load8(row + i, V - i, whole));
-    Exponentials eight = {NEGATIVE_INFINITY, 0.f};
-#pragma unroll
-    for (int j = 0; j < 8; j++)
-      if (i + j < V) eight.max = max(eight.max, x[j]);
-#pragma unroll
-    for (int j = 0; j < 8; j++)
-      if (i + j < V && eight.max != NEGATIVE_INFINITY) eight.sum += exp2_fast((x[j] - eight.max) * LOG2E);
-    own = join(own, eight);
-  }
+  Exponentials own = whole ? exponentials<true>(row, V) : exponentials<false>(row, V);
   for (int o = 16; o; o >>= 1) {
     Exponentials other = {__shfl_xor_sync(~0u, own.max, o), __shfl_xor_sync(~0u, own.sum, o)};
     own = join(own, other);
@@ -46,14 +67,10 @@ extern "C" __global__ void __launch_bounds__(1024) cross_entropy(float* loss, bf
   __syncthreads();  // the target's logit is overwritten below
   if (threadIdx.x == 0) loss[blockIdx.x] = (all.max - of_target) + log2f(all.sum) * LN2;
   if (!with_gradient) return;
-  float scale = gradient / all.sum;
-  for (int i = threadIdx.x * 8; i < V; i += blockDim.x * 8) {
-    unpack8(x, load8(row + i, V - i, whole));
-#pragma unroll
-    for (int j = 0; j < 8; j++)
-      x[j] = exp2_fast((x[j] - all.max) * LOG2E) * scale - (i + j == t ? gradient : 0.f);
-    store8(row + i, pack8(x), V - i, whole);
-  }
+  if (whole)
+    write_gradient<true>(row, all, t, V, gradient);
+  else
+    write_gradient<false>(row, all, t, V, gradient);
 }
 EXPORT_KERNEL(cross_entropy)
 
@@ -66,21 +83,28 @@ __device__ __forceinline__ Candidate better(Candidate a, Candidate b) {
   return b.logit > a.logit || (b.logit == a.logit && b.id < a.id) ? b : a;
 }
 
+// Of this thread's columns.
+template <bool WHOLE>
+__device__ __forceinline__ Candidate best_of(const bf16* row, int V) {
+  Candidate best = {NEGATIVE_INFINITY, 0};
+#pragma unroll 2
+  for (int i = threadIdx.x * 8; i < V; i += blockDim.x * 8) {
+    float x[8];
+    unpack8(x, load8<WHOLE>(row + i, V - i));
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+      if (WHOLE || i + j < V) best = better(best, {x[j], (u32)(i + j)});
+  }
+  return best;
+}
+
 // token[r] = the id of the greatest logit, the lowest of several · logits (rows, V)
 // grid (rows)  block 1024; 2 bytes an element
 extern "C" __global__ void __launch_bounds__(1024) argmax(u32* token, const bf16* logits, int V) {
   STATIC_SHARED(Candidate, part, 32);
   const bf16* row = logits + (i64)blockIdx.x * V;
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
-  bool whole = V % 8 == 0;
-  Candidate best = {NEGATIVE_INFINITY, 0};
-  for (int i = threadIdx.x * 8; i < V; i += blockDim.x * 8) {
-    float x[8];
-    unpack8(x, load8(row + i, V - i, whole));
-#pragma unroll
-    for (int j = 0; j < 8; j++)
-      if (i + j < V) best = better(best, {x[j], (u32)(i + j)});
-  }
+  Candidate best = V % 8 == 0 ? best_of<true>(row, V) : best_of<false>(row, V);
   for (int o = 16; o; o >>= 1)
     best = better(best, {__shfl_xor_sync(~0u, best.logit, o), __shfl_xor_sync(~0u, best.id, o)});
   if (lane == 0) part[warp] = best;

@@ -56,18 +56,21 @@ __device__ __forceinline__ float exp2_fast(float x) {
 }
 
 // Rows of bf16, eight neighbours at a time: 16 bytes are the widest access a thread has, and a warp's 512 are whole
-// cache lines. `whole` says that rows begin at multiples of 16 bytes and are a multiple of eight wide; where it is false
-// they are read one by one, the `left` that are there, and the rest is zero. (It is the same for all threads.)
+// cache lines. Of rows that are WHOLE, a multiple of eight wide, each begins at a multiple of 16 bytes if the first does.
+// Others are read one by one, the `left` that are there, and the rest is zero. Kernels decide once for all of their
+// accesses (in their template), so that no branch stands between loads that can be under way together.
 
-__device__ __forceinline__ uint4 load8(const bf16* at, int left, bool whole) {
-  if (whole) return *(const uint4*)at;
+template <bool WHOLE>
+__device__ __forceinline__ uint4 load8(const bf16* at, int left) {
+  if (WHOLE) return *(const uint4*)at;
   bf16 v[8];
 #pragma unroll
   for (int i = 0; i < 8; i++) v[i] = i < left ? at[i] : (bf16)0;
   return make_uint4(v[0] | (u32)v[1] << 16, v[2] | (u32)v[3] << 16, v[4] | (u32)v[5] << 16, v[6] | (u32)v[7] << 16);
 }
-__device__ __forceinline__ void store8(bf16* at, uint4 v, int left, bool whole) {
-  if (whole) {
+template <bool WHOLE>
+__device__ __forceinline__ void store8(bf16* at, uint4 v, int left) {
+  if (WHOLE) {
     *(uint4*)at = v;
     return;
   }
@@ -86,25 +89,37 @@ __device__ __forceinline__ uint4 pack8(const float (&f)[8]) {
 
 // The same for f32, four at a time.
 
-__device__ __forceinline__ float4 load4(const float* at, int left, bool whole) {
-  if (whole) return *(const float4*)at;
-  return make_float4(at[0], left > 1 ? at[1] : 0.f, left > 2 ? at[2] : 0.f, left > 3 ? at[3] : 0.f);
+template <bool WHOLE>
+__device__ __forceinline__ float4 load4(const float* at, int left) {
+  if (WHOLE) return *(const float4*)at;
+  float v[4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) v[i] = i < left ? at[i] : 0.f;
+  return make_float4(v[0], v[1], v[2], v[3]);
 }
-__device__ __forceinline__ void store4(float* at, float4 v, int left, bool whole) {
-  if (whole) {
+template <bool WHOLE>
+__device__ __forceinline__ void store4(float* at, float4 v, int left) {
+  if (WHOLE) {
     *(float4*)at = v;
     return;
   }
-  at[0] = v.x;
-  if (left > 1) at[1] = v.y;
-  if (left > 2) at[2] = v.z;
-  if (left > 3) at[3] = v.w;
+  float number[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+    if (i < left) at[i] = number[i];
 }
 
 // One row of C numbers to another place, by the whole block.
+template <bool WHOLE>
+__device__ __forceinline__ void copy_pieces(bf16* __restrict__ to, const bf16* __restrict__ from, int C) {
+#pragma unroll 4
+  for (int i = threadIdx.x * 8; i < C; i += blockDim.x * 8) store8<WHOLE>(to + i, load8<WHOLE>(from + i, C - i), C - i);
+}
 __device__ __forceinline__ void copy_row(bf16* to, const bf16* from, int C) {
-  bool whole = C % 8 == 0;
-  for (int i = threadIdx.x * 8; i < C; i += blockDim.x * 8) store8(to + i, load8(from + i, C - i, whole), C - i, whole);
+  if (C % 8 == 0)
+    copy_pieces<true>(to, from, C);
+  else
+    copy_pieces<false>(to, from, C);
 }
 
 // Number of this thread in the grid, and of threads in it: loops over any number of items with any grid.

@@ -31,7 +31,7 @@ __device__ __forceinline__ void load_tile(bf16* to, const bf16* x, int own0, int
     if (whole)
       copy16_async(at, in ? from : x, in);
     else
-      *(uint4*)at = in ? load8(from, left, false) : make_uint4(0, 0, 0, 0);
+      *(uint4*)at = in ? load8<false>(from, left) : make_uint4(0, 0, 0, 0);
   }
 }
 

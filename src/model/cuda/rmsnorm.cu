@@ -13,66 +13,70 @@ __device__ __forceinline__ float square_sum(const float (&v)[8]) {
 }
 
 // x is what is normed: with RESIDUAL the sum of x and delta, rounded, which is left in `sum`.
-template <bool RESIDUAL>
-__device__ __forceinline__ uint4 operand(bf16* sum, const bf16* x, const bf16* delta, i64 at, int left, bool whole) {
-  uint4 v = load8(x + at, left, whole);
+template <bool RESIDUAL, bool WHOLE>
+__device__ __forceinline__ uint4 operand(bf16* sum, const bf16* x, const bf16* delta, i64 at, int left) {
+  uint4 v = load8<WHOLE>(x + at, left);
   if (!RESIDUAL) return v;
   float a[8], b[8];
   unpack8(a, v);
-  unpack8(b, load8(delta + at, left, whole));
+  unpack8(b, load8<WHOLE>(delta + at, left));
 #pragma unroll
   for (int j = 0; j < 8; j++) a[j] += b[j];
   v = pack8(a);
-  store8(sum + at, v, left, whole);
+  store8<WHOLE>(sum + at, v, left);
   return v;
 }
 
-template <bool RESIDUAL>
+template <bool WHOLE>
+__device__ __forceinline__ void write_normed(bf16* y, uint4 x, const bf16* w, float rstd, int left) {
+  float v[8], scale[8];
+  unpack8(v, x);
+  unpack8(scale, load8<WHOLE>(w, left));
+#pragma unroll
+  for (int j = 0; j < 8; j++) v[j] = v[j] * rstd * scale[j];
+  store8<WHOLE>(y, pack8(v), left);
+}
+
+template <bool RESIDUAL, bool WHOLE>
 __device__ __forceinline__ void norm_row(bf16* y, float* rstd, bf16* sum, const bf16* x, const bf16* delta,
                                          const bf16* w, int C, float eps) {
   i64 row = (i64)blockIdx.x * C;
   int step = blockDim.x * 8, own = threadIdx.x * 8;
-  bool whole = C % 8 == 0;
   uint4 kept[KEPT];
   float squares = 0.f, v[8];
 #pragma unroll
   for (int c = 0; c < KEPT; c++) {
     int i = own + c * step;
     if (i >= C) break;
-    kept[c] = operand<RESIDUAL>(sum, x, delta, row + i, C - i, whole);
+    kept[c] = operand<RESIDUAL, WHOLE>(sum, x, delta, row + i, C - i);
     unpack8(v, kept[c]);
     squares += square_sum(v);
   }
   for (int i = own + KEPT * step; i < C; i += step) {
-    unpack8(v, operand<RESIDUAL>(sum, x, delta, row + i, C - i, whole));
+    unpack8(v, operand<RESIDUAL, WHOLE>(sum, x, delta, row + i, C - i));
     squares += square_sum(v);
   }
   float r = rsqrtf(block_sum(squares) / C + eps);
   if (threadIdx.x == 0) rstd[blockIdx.x] = r;
-
-  auto finish = [&](int i, uint4 bits) {
-    float scale[8];
-    unpack8(v, bits);
-    unpack8(scale, load8(w + i, C - i, whole));
-#pragma unroll
-    for (int j = 0; j < 8; j++) v[j] = v[j] * r * scale[j];
-    store8(y + row + i, pack8(v), C - i, whole);
-  };
 #pragma unroll
   for (int c = 0; c < KEPT; c++) {
     int i = own + c * step;
     if (i >= C) break;
-    finish(i, kept[c]);
+    write_normed<WHOLE>(y + row + i, kept[c], w + i, r, C - i);
   }
   const bf16* normed = RESIDUAL ? sum : x;
-  for (int i = own + KEPT * step; i < C; i += step) finish(i, load8(normed + row + i, C - i, whole));
+  for (int i = own + KEPT * step; i < C; i += step)
+    write_normed<WHOLE>(y + row + i, load8<WHOLE>(normed + row + i, C - i), w + i, r, C - i);
 }
 
 // y, x (rows, C), w (C), rstd (rows)
 // grid (rows)  block 32 ceil(C / 256), at most 512; 4 bytes an element
 extern "C" __global__ void __launch_bounds__(512, 2) rmsnorm(bf16* y, float* rstd, const bf16* x, const bf16* w, int C,
                                                           float eps) {
-  norm_row<false>(y, rstd, nullptr, x, nullptr, w, C, eps);
+  if (C % 8 == 0)
+    norm_row<false, true>(y, rstd, nullptr, x, nullptr, w, C, eps);
+  else
+    norm_row<false, false>(y, rstd, nullptr, x, nullptr, w, C, eps);
 }
 EXPORT_KERNEL(rmsnorm)
 
@@ -80,73 +84,104 @@ EXPORT_KERNEL(rmsnorm)
 // grid (rows)  block 32 ceil(C / 256), at most 512; 8 bytes an element
 extern "C" __global__ void __launch_bounds__(512) residual_rmsnorm(bf16* y, float* rstd, bf16* sum, const bf16* x,
                                                                    const bf16* delta, const bf16* w, int C, float eps) {
-  norm_row<true>(y, rstd, sum, x, delta, w, C, eps);
+  if (C % 8 == 0)
+    norm_row<true, true>(y, rstd, sum, x, delta, w, C, eps);
+  else
+    norm_row<true, false>(y, rstd, sum, x, delta, w, C, eps);
 }
 EXPORT_KERNEL(residual_rmsnorm)
 
-// Adds to dx of eight columns, and gives what this row adds to dw; `inner` is rstd^3 mean(g x).
-__device__ __forceinline__ void backward_eight(float (&dw)[8], bf16* dx, const bf16* dy, const bf16* x, const bf16* w,
-                                               i64 row, int i, int C, float rstd, float inner, bool whole) {
-  float g[8], v[8], scale[8], d[8];
-  unpack8(g, load8(dy + row + i, C - i, whole));
-  unpack8(v, load8(x + row + i, C - i, whole));
-  unpack8(scale, load8(w + i, C - i, whole));
-  unpack8(d, load8(dx + row + i, C - i, whole));
+// Eight columns of a row, as the backward pass needs them.
+struct Columns {
+  uint4 dy, x, dx;
+};
+template <bool WHOLE>
+__device__ __forceinline__ Columns load_columns(const bf16* dy, const bf16* x, const bf16* dx, i64 at, int left) {
+  return {load8<WHOLE>(dy + at, left), load8<WHOLE>(x + at, left), load8<WHOLE>(dx + at, left)};
+}
+// The sum of g x, g = dy w.
+__device__ __forceinline__ float weighted_dot(Columns columns, uint4 w) {
+  float g[8], v[8], scale[8], sum = 0.f;
+  unpack8(g, columns.dy);
+  unpack8(v, columns.x);
+  unpack8(scale, w);
+#pragma unroll
+  for (int j = 0; j < 8; j++) sum += g[j] * scale[j] * v[j];
+  return sum;
+}
+// Gives the new dx, and what the row adds to dw; `inner` is rstd^3 mean(g x).
+__device__ __forceinline__ uint4 backward_columns(float (&dw)[8], Columns columns, uint4 w, float rstd, float inner) {
+  float g[8], v[8], d[8], scale[8];
+  unpack8(g, columns.dy);
+  unpack8(v, columns.x);
+  unpack8(d, columns.dx);
+  unpack8(scale, w);
 #pragma unroll
   for (int j = 0; j < 8; j++) {
     d[j] += g[j] * scale[j] * rstd - v[j] * inner;
     dw[j] = g[j] * v[j] * rstd;
   }
-  store8(dx + row + i, pack8(d), C - i, whole);
+  return pack8(d);
 }
 
-// With g = dy w: dx += rstd g - x rstd^3 mean(g x), dw_part[b] = the sum over block b's rows of dy x rstd ·
-// dx, dy, x (rows, C), w (C), rstd (rows), dw_part (gridDim.x, C); then `sum_parts`
-// Block b takes rows b, b + gridDim.x, ... A thread keeps the gradients of its columns in registers; of columns past
-// those, in their place in dw_part.
-// grid (parts), at most rows  block 32 ceil(C / 256), at most 512; 8 bytes an element
-extern "C" __global__ void __launch_bounds__(512) rmsnorm_backward(bf16* dx, float* dw_part, const bf16* dy,
-                                                                   const bf16* x, const bf16* w, const float* rstd,
-                                                                   int rows, int C) {
+#define KEPT_BACKWARD 2
+
+template <bool WHOLE>
+__device__ __forceinline__ void backward_rows(bf16* dx, float* part, const bf16* dy, const bf16* x, const bf16* w,
+                                              const float* rstd, int rows, int C) {
   int step = blockDim.x * 8, own = threadIdx.x * 8;
-  bool whole = C % 8 == 0;
-  float kept[KEPT][8] = {};
-  float* part = dw_part + (i64)blockIdx.x * C;
-  for (int i = own + KEPT * step; i < C; i += step)
+  float sums[KEPT_BACKWARD][8] = {}, dw[8];
+  for (int i = own + KEPT_BACKWARD * step; i < C; i += step)
     for (int j = 0; j < 8 && i + j < C; j++) part[i + j] = 0.f;
 
   for (i64 n = blockIdx.x; n < rows; n += gridDim.x) {
     i64 row = n * C;
     float r = rstd[n], dot = 0.f;
-    for (int i = own; i < C; i += step) {
-      float g[8], scale[8], v[8];
-      unpack8(g, load8(dy + row + i, C - i, whole));
-      unpack8(v, load8(x + row + i, C - i, whole));
-      unpack8(scale, load8(w + i, C - i, whole));
+    Columns kept[KEPT_BACKWARD];
 #pragma unroll
-      for (int j = 0; j < 8; j++) dot += g[j] * scale[j] * v[j];
-    }
-    float inner = block_sum(dot) / C * r * r * r;
-    // The second reading comes from L1: a row is 2 to 32 KiB.
-    float dw[8];
-#pragma unroll
-    for (int c = 0; c < KEPT; c++) {
+    for (int c = 0; c < KEPT_BACKWARD; c++) {
       int i = own + c * step;
       if (i >= C) break;
-      backward_eight(dw, dx, dy, x, w, row, i, C, r, inner, whole);
-#pragma unroll
-      for (int j = 0; j < 8; j++) kept[c][j] += dw[j];
+      kept[c] = load_columns<WHOLE>(dy, x, dx, row + i, C - i);
+      dot += weighted_dot(kept[c], load8<WHOLE>(w + i, C - i));
     }
-    for (int i = own + KEPT * step; i < C; i += step) {
-      backward_eight(dw, dx, dy, x, w, row, i, C, r, inner, whole);
+    for (int i = own + KEPT_BACKWARD * step; i < C; i += step)
+      dot += weighted_dot(load_columns<WHOLE>(dy, x, dx, row + i, C - i), load8<WHOLE>(w + i, C - i));
+    float inner = block_sum(dot) / C * r * r * r;
+#pragma unroll
+    for (int c = 0; c < KEPT_BACKWARD; c++) {
+      int i = own + c * step;
+      if (i >= C) break;
+      store8<WHOLE>(dx + row + i, backward_columns(dw, kept[c], load8<WHOLE>(w + i, C - i), r, inner), C - i);
+#pragma unroll
+      for (int j = 0; j < 8; j++) sums[c][j] += dw[j];
+    }
+    for (int i = own + KEPT_BACKWARD * step; i < C; i += step) {
+      Columns columns = load_columns<WHOLE>(dy, x, dx, row + i, C - i);
+      store8<WHOLE>(dx + row + i, backward_columns(dw, columns, load8<WHOLE>(w + i, C - i), r, inner), C - i);
       for (int j = 0; j < 8 && i + j < C; j++) part[i + j] += dw[j];
     }
   }
 #pragma unroll
-  for (int c = 0; c < KEPT; c++)
+  for (int c = 0; c < KEPT_BACKWARD; c++)
 #pragma unroll
     for (int j = 0; j < 8; j++)
-      if (own + c * step + j < C) part[own + c * step + j] = kept[c][j];
+      if (own + c * step + j < C) part[own + c * step + j] = sums[c][j];
+}
+
+// With g = dy w: dx += rstd g - x rstd^3 mean(g x), dw_part[b] = the sum over block b's rows of dy x rstd ·
+// dx, dy, x (rows, C), w (C), rstd (rows), dw_part (gridDim.x, C); then `sum_parts`
+// Block b takes rows b, b + gridDim.x, ... All of a row is asked for before the block's sum is waited for. A thread has
+// dw of its first twice eight columns in registers; of columns past those, in their place in dw_part.
+// grid (parts), at most rows  block 32 ceil(C / 256), at most 512; 8 bytes an element
+extern "C" __global__ void __launch_bounds__(512) rmsnorm_backward(bf16* dx, float* dw_part, const bf16* dy,
+                                                                   const bf16* x, const bf16* w, const float* rstd,
+                                                                   int rows, int C) {
+  float* part = dw_part + (i64)blockIdx.x * C;
+  if (C % 8 == 0)
+    backward_rows<true>(dx, part, dy, x, w, rstd, rows, C);
+  else
+    backward_rows<false>(dx, part, dy, x, w, rstd, rows, C);
 }
 EXPORT_KERNEL(rmsnorm_backward)
 
@@ -165,30 +200,56 @@ __device__ __forceinline__ HeadRows head_rows(int C) {
   return {lanes, lane % lanes * 8, warp * each + lane / lanes, warps * each};
 }
 
-// As `rmsnorm`, for C up to 256.
-// grid ceil(rows / 8), or any  block 256; 4 bytes an element
-extern "C" __global__ void __launch_bounds__(256) head_rmsnorm(bf16* y, float* rstd, const bf16* x, const bf16* w,
-                                                               int rows, int C, float eps) {
+template <bool WHOLE>
+__device__ __forceinline__ void norm_heads(bf16* y, float* rstd, const bf16* x, const bf16* w, int rows, int C,
+                                           float eps) {
   HeadRows my = head_rows(C);
-  bool whole = C % 8 == 0;
   int left = C - my.own;
-  float scale[8] = {};
-  if (left > 0) unpack8(scale, load8(w + my.own, left, whole));
   i64 offset = my.first % (32 / my.lanes);  // all lanes of a warp go round as often
   for (i64 base = my.first - offset; base < rows; base += my.step) {
     i64 row = base + offset, at = row * C + my.own;
     bool in = row < rows && left > 0;
-    float v[8] = {};
-    if (in) unpack8(v, load8(x + at, left, whole));
+    uint4 bits = in ? load8<WHOLE>(x + at, left) : make_uint4(0, 0, 0, 0);
+    float v[8];
+    unpack8(v, bits);
     float r = rsqrtf(warp_sum(square_sum(v), my.lanes) / C + eps);
     if (!in) continue;
     if (my.own == 0) rstd[row] = r;
-#pragma unroll
-    for (int j = 0; j < 8; j++) v[j] = v[j] * r * scale[j];
-    store8(y + at, pack8(v), left, whole);
+    write_normed<WHOLE>(y + at, bits, w + my.own, r, left);
   }
 }
+
+// As `rmsnorm`, for C up to 256.
+// grid ceil(rows / 8), or any  block 256; 4 bytes an element
+extern "C" __global__ void __launch_bounds__(256) head_rmsnorm(bf16* y, float* rstd, const bf16* x, const bf16* w,
+                                                               int rows, int C, float eps) {
+  if (C % 8 == 0)
+    norm_heads<true>(y, rstd, x, w, rows, C, eps);
+  else
+    norm_heads<false>(y, rstd, x, w, rows, C, eps);
+}
 EXPORT_KERNEL(head_rmsnorm)
+
+// Adds to dw what this thread's columns have over its rows.
+template <bool WHOLE>
+__device__ __forceinline__ void backward_heads(float (&dw)[8], HeadRows my, bf16* dx, const bf16* dy, const bf16* x,
+                                               const bf16* w, const float* rstd, int rows, int C) {
+  int left = C - my.own;
+  uint4 none = make_uint4(0, 0, 0, 0), scale = left > 0 ? load8<WHOLE>(w + my.own, left) : none;
+  i64 offset = my.first % (32 / my.lanes);
+  for (i64 base = my.first - offset; base < rows; base += my.step) {
+    i64 row = base + offset, at = row * C + my.own;
+    bool in = row < rows && left > 0;
+    Columns columns = {none, none, none};
+    float r = 0.f, row_dw[8];
+    if (in) columns = load_columns<WHOLE>(dy, x, dx, at, left), r = rstd[row];
+    float inner = warp_sum(weighted_dot(columns, scale), my.lanes) / C * r * r * r;
+    if (!in) continue;
+    store8<WHOLE>(dx + at, backward_columns(row_dw, columns, scale, r, inner), left);
+#pragma unroll
+    for (int j = 0; j < 8; j++) dw[j] += row_dw[j];
+  }
+}
 
 // As `rmsnorm_backward`, for C up to 256.
 // grid (parts), any  block 256; 8 bytes an element
@@ -197,32 +258,11 @@ extern "C" __global__ void __launch_bounds__(256) head_rmsnorm_backward(bf16* dx
                                                                         int rows, int C) {
   STATIC_SHARED(float, sums, 256 * 8);  // by element and thread
   HeadRows my = head_rows(C);
-  bool whole = C % 8 == 0;
-  int left = C - my.own;
-  float scale[8] = {}, dw[8] = {};
-  if (left > 0) unpack8(scale, load8(w + my.own, left, whole));
-  i64 offset = my.first % (32 / my.lanes);
-  for (i64 base = my.first - offset; base < rows; base += my.step) {
-    i64 row = base + offset, at = row * C + my.own;
-    bool in = row < rows && left > 0;
-    float g[8] = {}, v[8] = {}, d[8], r = 0.f, dot = 0.f;
-    if (in) {
-      unpack8(g, load8(dy + at, left, whole));
-      unpack8(v, load8(x + at, left, whole));
-      r = rstd[row];
-    }
-#pragma unroll
-    for (int j = 0; j < 8; j++) dot += g[j] * scale[j] * v[j];
-    float inner = warp_sum(dot, my.lanes) / C * r * r * r;
-    if (!in) continue;
-    unpack8(d, load8(dx + at, left, whole));
-#pragma unroll
-    for (int j = 0; j < 8; j++) {
-      d[j] += g[j] * scale[j] * r - v[j] * inner;
-      dw[j] += g[j] * v[j] * r;
-    }
-    store8(dx + at, pack8(d), left, whole);
-  }
+  float dw[8] = {};
+  if (C % 8 == 0)
+    backward_heads<true>(dw, my, dx, dy, x, w, rstd, rows, C);
+  else
+    backward_heads<false>(dw, my, dx, dy, x, w, rstd, rows, C);
 #pragma unroll
   for (int j = 0; j < 8; j++) sums[j * 256 + threadIdx.x] = dw[j];
   __syncthreads();

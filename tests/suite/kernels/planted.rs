@@ -64,8 +64,8 @@ const FAMILIES: [Family; 7] = [
             (
                 "the wide part of a row is left out",
                 "rmsnorm.cu",
-                "i = own + KEPT * step; i < C; i += step) {\n      backward_eight",
-                "i = C; i < C; i += step) {\n      backward_eight",
+                "i = own + KEPT_BACKWARD * step; i < C; i += step) {\n      Columns",
+                "i = C; i < C; i += step) {\n      Columns",
             ),
             (
                 "the gradient is not added",
@@ -77,8 +77,8 @@ const FAMILIES: [Family; 7] = [
             (
                 "the norm is that of the sum before rounding",
                 "rmsnorm.cu",
-                "v = pack8(a);\n  store8(sum + at, v, left, whole);\n  return v;",
-                "store8(sum + at, pack8(a), left, whole);\n  for (int j = 0; j < 8; j++) a[j] *= 1.004f;\n  return pack8(a);",
+                "v = pack8(a);\n  store8<WHOLE>(sum + at, v, left);\n  return v;",
+                "store8<WHOLE>(sum + at, pack8(a), left);\n  for (int j = 0; j < 8; j++) a[j] *= 1.004f;\n  return pack8(a);",
             ),
             (
                 "heads are summed over the warp",
@@ -95,8 +95,8 @@ const FAMILIES: [Family; 7] = [
             (
                 "rows past the end are normed",
                 "rmsnorm.cu",
-                "bool in = row < rows && left > 0;\n    float v[8] = {};",
-                "bool in = left > 0;\n    float v[8] = {};",
+                "bool in = row < rows && left > 0;\n    uint4 bits",
+                "bool in = row < rows + 1 && left > 0;\n    uint4 bits",
             ),
         ],
     },
@@ -122,8 +122,8 @@ const FAMILIES: [Family; 7] = [
             (
                 "the bias of another column",
                 "bias.cu",
-                "load8(bias + column, left, whole)",
-                "load8(bias + column / 2, left, false)",
+                "load8<WHOLE>(bias + column, left)",
+                "load8<false>(bias + column / 2, left)",
             ),
             ("rows of a bias are summed twice", "bias.cu", "r += 8", "r += 7"),
             ("a bias's part is read before it is written", "bias.cu", "= sum[j];\n  __syncthreads();", "= sum[j];"),
@@ -147,8 +147,8 @@ const FAMILIES: [Family; 7] = [
             (
                 "the rest of eight is left out",
                 "swiglu.cu",
-                "store8(h + i, pack8(u), left, whole);",
-                "if (whole) store8(h + i, pack8(u), left, whole);",
+                "store8<WHOLE>(h, pack8(u), left);",
+                "if (WHOLE) store8<WHOLE>(h, pack8(u), left);",
             ),
             ("random bits reach above what is cut off", "cast.cu", "& 0xFFFFu;", ";"),
             ("infinity is rounded", "cast.cu", "if ((u & 0x7F800000u) == 0x7F800000u) return to_bf(f);", ""),
@@ -177,7 +177,7 @@ const FAMILIES: [Family; 7] = [
                 "log2f(all.sum) * LN2",
                 "log2f(all.sum)",
             ),
-            ("the gradient forgets the target", "cross_entropy.cu", "(i + j == t ? gradient : 0.f)", "0.f"),
+            ("the gradient forgets the target", "cross_entropy.cu", "(i + j == target ? gradient : 0.f)", "0.f"),
             ("the last of several tokens", "cross_entropy.cu", "b.id < a.id", "b.id > a.id"),
             ("the likeliest of a part of the row", "cross_entropy.cu", "best = better(best, part[w]);", ""),
             ("scores with the wrong sign", "cross_entropy.cu", "score[o] = -sum", "score[o] = sum"),
@@ -195,8 +195,8 @@ const FAMILIES: [Family; 7] = [
             (
                 "the gradient's scale is left out of the update",
                 "adafactor.cu",
-                "step->gradient_scale * rsqrtf",
-                "rsqrtf",
+                "scale * rsqrtf(vr[first + r] / scalars[0])",
+                "rsqrtf(vr[first + r] / scalars[0])",
             ),
             (
                 "the gradient's scale is left out of a vector's moments",
@@ -220,14 +220,14 @@ const FAMILIES: [Family; 7] = [
             (
                 "sums of columns begin with what was there",
                 "adafactor.cu",
-                "store4(columns + j, make_float4(0.f, 0.f, 0.f, 0.f), C - j, whole);",
+                "store4<WHOLE>(columns + j, make_float4(0.f, 0.f, 0.f, 0.f), C - j);",
                 ";",
             ),
             (
                 "the copy in bf16 is of the weights before",
                 "adafactor.cu",
-                "make_uint2(pack(v.x, v.y), pack(v.z, v.w))",
-                "make_uint2(pack(u.x, u.y), pack(u.z, u.w))",
+                "make_uint2(pack(next.x, next.y), pack(next.z, next.w))",
+                "make_uint2(pack(v[r].x, v[r].y), pack(v[r].z, v[r].w))",
             ),
             ("moments keep nothing", "adafactor.cu", "beta2 * vr[first + r] +", ""),
             (
