@@ -79,7 +79,8 @@ def main():
                 compiled, log = compile(source, architecture)
                 found = list(kernels(log))
                 if not compiled or "warning" in log or not found:
-                    wrong.append(f"{source.name}, {architecture}, {compiler}: {len(found)} kernels\n{log}")
+                    said = "\n".join(line for line in log.splitlines() if "ptxas" not in line)
+                    wrong.append(f"{source.name}, {architecture}, {compiler}: {len(found)} kernels\n{said}")
                 for name, registers, shared, spills in found:
                     if compiler == "nvcc":
                         print(f"{architecture}  {name:24} {registers:4} registers {shared:6} bytes shared")

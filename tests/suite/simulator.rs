@@ -81,9 +81,8 @@ impl Simulator {
         });
         let [header, program] = &host;
 
-        let flags = ["-std=c++17", optimization, "-fPIC", "-fvisibility=hidden", "-ftls-model=initial-exec"];
-        let flags = flags.into_iter().chain(["-ffp-contract=off", "-fno-strict-aliasing", "-Wno-unknown-pragmas"]);
-        let flags: Vec<&str> = flags.collect();
+        let exact = ["-ffp-contract=off", "-fno-strict-aliasing", "-Wno-unknown-pragmas"];
+        let flags = [&["-std=c++17", optimization, "-fPIC", "-fvisibility=hidden"], exact.as_slice()].concat();
         let shared: Vec<&Source> = headers.into_iter().chain([header]).collect();
         let key = |unit: &Source| {
             let mut hash = blake3::Hasher::new();

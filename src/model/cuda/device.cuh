@@ -62,22 +62,25 @@ __device__ __forceinline__ float exp2_fast(float x) {
 
 template <bool WHOLE>
 __device__ __forceinline__ uint4 load8(const bf16* at, int left) {
-  if (WHOLE) return *(const uint4*)at;
-  bf16 v[8];
+  if constexpr (WHOLE) {
+    return *(const uint4*)at;
+  } else {
+    bf16 v[8];
 #pragma unroll
-  for (int i = 0; i < 8; i++) v[i] = i < left ? at[i] : (bf16)0;
-  return make_uint4(v[0] | (u32)v[1] << 16, v[2] | (u32)v[3] << 16, v[4] | (u32)v[5] << 16, v[6] | (u32)v[7] << 16);
+    for (int i = 0; i < 8; i++) v[i] = i < left ? at[i] : (bf16)0;
+    return make_uint4(v[0] | (u32)v[1] << 16, v[2] | (u32)v[3] << 16, v[4] | (u32)v[5] << 16, v[6] | (u32)v[7] << 16);
+  }
 }
 template <bool WHOLE>
 __device__ __forceinline__ void store8(bf16* at, uint4 v, int left) {
-  if (WHOLE) {
+  if constexpr (WHOLE) {
     *(uint4*)at = v;
-    return;
-  }
-  u32 word[4] = {v.x, v.y, v.z, v.w};
+  } else {
+    u32 word[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-  for (int i = 0; i < 8; i++)
-    if (i < left) at[i] = (bf16)(word[i >> 1] >> (16 * (i & 1)));
+    for (int i = 0; i < 8; i++)
+      if (i < left) at[i] = (bf16)(word[i >> 1] >> (16 * (i & 1)));
+  }
 }
 __device__ __forceinline__ void unpack8(float (&f)[8], uint4 v) {
   f[0] = low_half(v.x), f[1] = high_half(v.x), f[2] = low_half(v.y), f[3] = high_half(v.y);
@@ -91,22 +94,25 @@ __device__ __forceinline__ uint4 pack8(const float (&f)[8]) {
 
 template <bool WHOLE>
 __device__ __forceinline__ float4 load4(const float* at, int left) {
-  if (WHOLE) return *(const float4*)at;
-  float v[4];
+  if constexpr (WHOLE) {
+    return *(const float4*)at;
+  } else {
+    float v[4];
 #pragma unroll
-  for (int i = 0; i < 4; i++) v[i] = i < left ? at[i] : 0.f;
-  return make_float4(v[0], v[1], v[2], v[3]);
+    for (int i = 0; i < 4; i++) v[i] = i < left ? at[i] : 0.f;
+    return make_float4(v[0], v[1], v[2], v[3]);
+  }
 }
 template <bool WHOLE>
 __device__ __forceinline__ void store4(float* at, float4 v, int left) {
-  if (WHOLE) {
+  if constexpr (WHOLE) {
     *(float4*)at = v;
-    return;
-  }
-  float number[4] = {v.x, v.y, v.z, v.w};
+  } else {
+    float number[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-  for (int i = 0; i < 4; i++)
-    if (i < left) at[i] = number[i];
+    for (int i = 0; i < 4; i++)
+      if (i < left) at[i] = number[i];
+  }
 }
 
 // One row of C numbers to another place, by the whole block.

@@ -55,9 +55,29 @@ __device__ __forceinline__ void right_fragments(u32 (&f)[4], const bf16* tile, i
     ldmatrix4<true>(f, tile + (k + (lane & 15)) * (TILE + 8) + column + (lane >> 4) * 8);
 }
 
-__device__ __forceinline__ void put(float* c, i64 at, float v, bool accumulate) { c[at] = accumulate ? c[at] + v : v; }
-__device__ __forceinline__ void put(bf16* c, i64 at, float v, bool accumulate) {
-  c[at] = to_bf(accumulate ? to_f(c[at]) + v : v);
+__device__ __forceinline__ float value(float c) { return c; }
+__device__ __forceinline__ float value(bf16 c) { return to_f(c); }
+__device__ __forceinline__ void put(float* c, float v) { *c = v; }
+__device__ __forceinline__ void put(bf16* c, float v) { *c = to_bf(v); }
+__device__ __forceinline__ void put_pair(float* c, float v, float w) { *(float2*)c = make_float2(v, w); }
+__device__ __forceinline__ void put_pair(bf16* c, float v, float w) { *(u32*)c = pack(v, w); }
+
+// The two neighbours that a lane holds of a row; together where rows of c are a multiple of two.
+template <class Out>
+__device__ __forceinline__ void write_pair(Out* c, i64 row, int column, int n, float v, float w, bool accumulate) {
+  if (column >= n) return;
+  Out* at = c + row * n + column;
+  bool second = column + 1 < n;
+  if (accumulate) {
+    v += value(at[0]);
+    if (second) w += value(at[1]);
+  }
+  if (n % 2 == 0) {
+    put_pair(at, v, w);
+    return;
+  }
+  put(at, v);
+  if (second) put(at + 1, w);
 }
 
 template <Inner A, Inner B, class Out>
@@ -109,9 +129,9 @@ __device__ __forceinline__ void gemm(Out* c, const bf16* a, const bf16* b, int m
 #pragma unroll
     for (int j = 0; j < 4; j++)
 #pragma unroll
-      for (int e = 0; e < 4; e++) {
-        int row = m0 + row0 + i * 16 + lane / 4 + e / 2 * 8, column = n0 + column0 + j * 8 + lane % 4 * 2 + e % 2;
-        if (row < m && column < n) put(c, (i64)row * n + column, sum[i][j][e], accumulate);
+      for (int half = 0; half < 2; half++) {
+        int row = m0 + row0 + i * 16 + half * 8 + lane / 4, column = n0 + column0 + j * 8 + lane % 4 * 2;
+        if (row < m) write_pair(c, row, column, n, sum[i][j][2 * half], sum[i][j][2 * half + 1], accumulate);
       }
 }
 

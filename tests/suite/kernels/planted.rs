@@ -229,7 +229,7 @@ const FAMILIES: [Family; 7] = [
                 "make_uint2(pack(next.x, next.y), pack(next.z, next.w))",
                 "make_uint2(pack(v[r].x, v[r].y), pack(v[r].z, v[r].w))",
             ),
-            ("moments keep nothing", "adafactor.cu", "beta2 * vr[first + r] +", ""),
+            ("moments keep nothing", "adafactor.cu", "step.beta2 * vr[first + r] +", ""),
             (
                 "the root of the sum, not of the mean",
                 "adafactor.cu",
@@ -268,9 +268,14 @@ const FAMILIES: [Family; 7] = [
                 "(k + (lane >> 4) * 8 + (lane & 7)) * (TILE + 8) + row + (lane >> 3 & 1) * 8",
                 "(k + (lane >> 3 & 1) * 8 + (lane & 7)) * (TILE + 8) + row + (lane >> 4) * 8",
             ),
-            ("the last column is not written", "gemm.cu", "column < n)", "column < n - 1)"),
+            (
+                "the last column is not written",
+                "gemm.cu",
+                "bool second = column + 1 < n;",
+                "bool second = column + 2 < n;",
+            ),
             ("the end of the common dimension is left out", "gemm.cu", "(k + DEPTH - 1) / DEPTH", "max(k / DEPTH, 1)"),
-            ("what was there is overwritten", "gemm.cu", "accumulate ? to_f(c[at]) + v : v", "v"),
+            ("what was there is overwritten", "gemm.cu", "v += value(at[0]);", ""),
         ],
     },
     Family {
