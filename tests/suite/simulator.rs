@@ -109,8 +109,9 @@ impl Simulator {
                     return Ok(());
                 }
                 let made = scratch.join(format!("{key}.o"));
+                // From within, so that reports name files and not our folder.
                 let mut command = Command::new(compiler());
-                command.args(&flags).args(["-x", "c++", "-c"]).arg(scratch.join(&unit.name)).arg("-o").arg(&made);
+                command.current_dir(&scratch).args(&flags).args(["-x", "c++", "-c", &unit.name, "-o"]).arg(&made);
                 run(&mut command)?;
                 fs::rename(made, object).map_err(|e| e.to_string())
             })?;
@@ -167,4 +168,53 @@ fn run(command: &mut Command) -> Result<(), String> {
     }
     let said = String::from_utf8_lossy(&output.stderr);
     Err(format!("{command:?} failed:\n{}", said.lines().take(20).collect::<Vec<&str>>().join("\n")))
+}
+
+/// Kernels with one mistake each, of a kind that a GPU would not report.
+const MISTAKEN: &str = r#"
+#include "device.cuh"
+#define KERNEL(name, ...)                       \
+  extern "C" __global__ void name(float* x) {   \
+    DYNAMIC_SHARED(float, shared);              \
+    (void)shared, __VA_ARGS__;                  \
+  }                                             \
+  EXPORT_KERNEL(name)
+__device__ void barrier() { __syncthreads(); }
+__device__ void another_barrier() { __syncthreads(); }
+__device__ int copy(void* to, const void* from) { copy16_async(to, from, true); return 0; }
+KERNEL(some_threads_wait, threadIdx.x % 2 ? barrier() : (void)0)
+KERNEL(two_barriers, threadIdx.x < 32 ? barrier() : another_barrier())
+KERNEL(some_lanes_shuffle, x[0] = threadIdx.x == 5 ? 0 : warp_sum(1.f))
+KERNEL(nobody_waits, copy(shared, x))
+KERNEL(misaligned_copy, copy(shared + 1, x))
+KERNEL(past_the_end, shared[64] = 1)
+KERNEL(reads_first, x[threadIdx.x] = shared[threadIdx.x])
+"#;
+
+#[test]
+fn reports_say_what_is_wrong_and_where() {
+    if Simulator::get().is_none() {
+        return;
+    }
+    let mut sources = sources();
+    sources.retain(|s| s.name == "device.cuh");
+    sources.push(Source { name: "mistaken.cu".to_owned(), text: MISTAKEN.to_owned() });
+    let simulator = Simulator::build(&sources, "-O1").unwrap();
+    let mut reports = String::new();
+    let mut x = vec![0.0f32; 64 + 4];
+    let aligned = x.as_ptr().align_offset(16);
+    let mut launch = |kernel: &str, threads: u32, shared_bytes: usize| {
+        let mut pointer = x[aligned..].as_mut_ptr();
+        let arguments = &mut [std::ptr::from_mut(&mut pointer).cast()];
+        // SAFETY: each kernel takes one pointer to at least 64 numbers, and has at most 64 threads that write.
+        let outcome = unsafe { simulator.launch(kernel, [1; 3], [threads, 1, 1], shared_bytes, arguments, 0) };
+        reports += &format!("{}\n\n", outcome.err().unwrap_or_else(|| format!("{kernel}: {}", x[aligned])));
+    };
+    for line in MISTAKEN.lines().filter_map(|line| line.strip_prefix("KERNEL(")) {
+        launch(line.split_once(',').unwrap().0, 64, 256);
+    }
+    launch("two_barriers", 1025, 0);
+    launch("two_barriers", 32, 300_000);
+    launch("no_such_kernel", 32, 0);
+    insta::assert_snapshot!(reports);
 }

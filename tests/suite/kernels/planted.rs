@@ -1,7 +1,7 @@
 //! Mistakes planted in the kernels, one at a time: the checks have to find each of them.
 //!
-//! Barriers and waits that are missing, masks that are off by one, sums that lose a part. A mistake is a piece of source
-//! and what stands in its place. Each is compiled with the files that its family's check needs, and nothing else.
+//! Barriers and waits that are missing, masks that are off by one, sums that lose a part. A mistake is a piece of
+//! source and what stands in its place. Each is compiled with the files that its family's check needs, and nothing else.
 
 use rayon::prelude::*;
 
@@ -75,10 +75,10 @@ const FAMILIES: [Family; 7] = [
             ),
             ("the weight's gradient without rstd", "rmsnorm.cu", "dw[j] = g[j] * v[j] * rstd;", "dw[j] = g[j] * v[j];"),
             (
-                "the norm is that of the sum before rounding",
+                "what is normed is x, not the sum",
                 "rmsnorm.cu",
                 "v = pack8(a);\n  store8<WHOLE>(sum + at, v, left);\n  return v;",
-                "store8<WHOLE>(sum + at, pack8(a), left);\n  for (int j = 0; j < 8; j++) a[j] *= 1.004f;\n  return pack8(a);",
+                "store8<WHOLE>(sum + at, pack8(a), left);\n  return v;",
             ),
             (
                 "heads are summed over the warp",
@@ -151,7 +151,12 @@ const FAMILIES: [Family; 7] = [
                 "if (WHOLE) store8<WHOLE>(h, pack8(u), left);",
             ),
             ("random bits reach above what is cut off", "cast.cu", "& 0xFFFFu;", ";"),
-            ("infinity is rounded", "cast.cu", "if ((u & 0x7F800000u) == 0x7F800000u) return to_bf(f);", ""),
+            (
+                "what is not a number is rounded",
+                "cast.cu",
+                "if ((u & 0x7F800000u) == 0x7F800000u) return to_bf(f);",
+                "",
+            ),
         ],
     },
     Family {
@@ -388,12 +393,7 @@ const FAMILIES: [Family; 7] = [
                 "h < (key_head + 1) * group; h++",
                 "h < key_head * group + 1; h++",
             ),
-            (
-                "delta by the wrong lane",
-                "attention.cu",
-                "if (row < (i64)N * H && column == 0)",
-                "if (row < (i64)N * H && column == 8)",
-            ),
+            ("delta of another head", "attention.cu", "delta[row % H * N + row / H] = sum", "delta[row] = sum"),
             ("delta of half a row", "attention.cu", "warp_sum(sum, LANES)", "warp_sum(sum, LANES / 2)"),
         ],
     },
