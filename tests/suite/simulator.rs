@@ -10,6 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, id};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use libloading::Library;
 use rayon::prelude::*;
@@ -96,9 +97,9 @@ impl Simulator {
         let library = folder.join(format!("{}.so", &blake3::hash(objects.concat().as_bytes()).to_hex()[..32]));
 
         if !library.exists() {
-            // Names that no other process, nor another thread of this one, writes to.
-            let thread = format!("{}-{:?}", id(), std::thread::current().id()).replace(['(', ')'], "");
-            let scratch = folder.join(thread);
+            // A folder that no other build writes to, of this process or another.
+            static BUILDS: AtomicU32 = AtomicU32::new(0);
+            let scratch = folder.join(format!("{}-{}", id(), BUILDS.fetch_add(1, Ordering::Relaxed)));
             fs::create_dir_all(&scratch).unwrap();
             for source in shared.iter().chain(&units) {
                 fs::write(scratch.join(&source.name), &source.text).unwrap();
