@@ -44,10 +44,41 @@ impl Group {
     }
 }
 
+/// What a tensor's numbers have to be; a backend's [`Precision`] says how many bytes that takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Learned: f32, so that small steps are not rounded away, and a copy to compute with where that is not f32.
+    Weight,
+    /// Sums over many terms, and one number for a row of others (gradients, moments, losses): 4 bytes everywhere.
+    Exact,
+    /// What goes from one operation to the next: in the numbers that are computed with.
+    Activation,
+}
+
+/// The numbers that a backend computes with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Precision {
+    #[default]
+    F32,
+    Bf16,
+}
+
+impl Precision {
+    /// Bytes that a number of such a tensor takes, its copy included.
+    pub fn bytes(self, kind: Kind) -> usize {
+        match (self, kind) {
+            (Precision::F32, _) | (Precision::Bf16, Kind::Exact) => 4,
+            (Precision::Bf16, Kind::Weight) => 4 + 2,
+            (Precision::Bf16, Kind::Activation) => 2,
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub name: String,
     pub group: Group,
+    pub kind: Kind,
     pub shape: Vec<usize>,
 }
 
@@ -61,21 +92,56 @@ impl Entry {
         self.len() == 0
     }
 
-    /// Bytes on a backend that keeps f32.
-    pub fn bytes(&self) -> u64 {
-        (self.len() as u64).saturating_mul(4)
+    pub fn bytes(&self, precision: Precision) -> u64 {
+        (self.len() as u64).saturating_mul(precision.bytes(self.kind) as u64)
     }
+}
+
+/// Sizes of the model, for what a backend keeps beside the tensors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// Most tokens of a batch (N).
+    pub tokens: usize,
+    /// Most rows of logits at a time (R).
+    pub logit_rows: usize,
+    /// Query heads (H) and the width of a head (D).
+    pub heads: usize,
+    pub head_dim: usize,
 }
 
 #[derive(Clone, Debug, Default)]
 pub struct Table {
     entries: Vec<Entry>,
+    bounds: Bounds,
+    precision: Precision,
 }
 
 impl Table {
-    pub fn add(&mut self, group: Group, name: impl Into<String>, shape: &[usize]) -> Tensor {
-        self.entries.push(Entry { name: name.into(), group, shape: shape.to_vec() });
+    pub fn new(bounds: Bounds) -> Table {
+        Table { bounds, ..Table::default() }
+    }
+
+    /// The same table for a backend that computes with other numbers.
+    pub fn kept_in(self, precision: Precision) -> Table {
+        Table { precision, ..self }
+    }
+
+    pub fn bounds(&self) -> Bounds {
+        self.bounds
+    }
+
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    pub fn add(&mut self, group: Group, kind: Kind, name: impl Into<String>, shape: &[usize]) -> Tensor {
+        self.entries.push(Entry { name: name.into(), group, kind, shape: shape.to_vec() });
         Tensor(self.entries.len() as u32 - 1)
+    }
+
+    /// All tensors, in the order in which they were added.
+    pub fn tensors(&self) -> impl Iterator<Item = (Tensor, &Entry)> {
+        self.entries.iter().enumerate().map(|(index, entry)| (Tensor(index as u32), entry))
     }
 
     pub fn get(&self, tensor: Tensor) -> &Entry {
@@ -87,7 +153,7 @@ impl Table {
     }
 
     pub fn bytes(&self, group: Group) -> u64 {
-        self.entries.iter().filter(|e| e.group == group).fold(0, |sum, e| sum.saturating_add(e.bytes()))
+        self.entries.iter().filter(|e| e.group == group).fold(0, |sum, e| sum.saturating_add(e.bytes(self.precision)))
     }
 
     pub fn total_bytes(&self) -> u64 {
@@ -130,9 +196,11 @@ impl Table {
             match lines.iter_mut().find(|l| l.name == name && l.shape == entry.shape) {
                 Some(line) => {
                     line.count += 1;
-                    line.bytes = line.bytes.saturating_add(entry.bytes());
+                    line.bytes = line.bytes.saturating_add(entry.bytes(self.precision));
                 }
-                None => lines.push(Line { name, shape: entry.shape.clone(), count: 1, bytes: entry.bytes() }),
+                None => {
+                    lines.push(Line { name, shape: entry.shape.clone(), count: 1, bytes: entry.bytes(self.precision) })
+                }
             }
         }
         lines
@@ -152,7 +220,7 @@ impl Table {
         Diagnostic::error("out-of-memory", format!("no memory is left for `{}`", entry.name))
             .found(format!(
                 "{} for it, {} for the whole run: {}",
-                megabytes(entry.bytes()),
+                megabytes(entry.bytes(self.precision)),
                 megabytes(self.total_bytes()),
                 Group::ALL.map(|g| format!("{} {}", g.name(), megabytes(self.bytes(g)))).join(", ")
             ))

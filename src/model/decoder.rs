@@ -11,7 +11,7 @@
 //! elementwise is computed again, which costs little beside the products. With `recompute` only x is kept of each
 //! layer, and its forward pass is done again before its backward pass: a third more work, far less memory.
 
-use super::arena::{Group, Table, Tensor};
+use super::arena::{Bounds, Group, Kind, Table, Tensor};
 use super::config::Config;
 use super::ops::{AdafactorStep, AttentionGradients, AttentionSaved, Batch, Moments, Norm, Ops, Turn};
 
@@ -149,15 +149,19 @@ struct Tables {
 
 impl Tables {
     fn weight(&mut self, name: String, shape: &[usize]) -> Weight {
-        let w = self.table.add(Group::Weights, &*name, shape);
+        // What is not trained needs no more than the numbers that are computed with.
+        let kind = if self.train { Kind::Weight } else { Kind::Activation };
+        let w = self.table.add(Group::Weights, kind, &*name, shape);
         let training = self.train.then(|| {
-            let gradient = self.table.add(Group::Gradients, format!("gradient of {name}"), shape);
+            let gradient = self.table.add(Group::Gradients, Kind::Exact, format!("gradient of {name}"), shape);
+            let mut moment = |what: &str, shape: &[usize]| {
+                self.table.add(Group::Optimizer, Kind::Exact, format!("{what} of {name}"), shape)
+            };
             let moments = match *shape {
-                [o, i] => Moments::Factored {
-                    rows: self.table.add(Group::Optimizer, format!("row moments of {name}"), &[o]),
-                    columns: self.table.add(Group::Optimizer, format!("column moments of {name}"), &[i]),
-                },
-                _ => Moments::Full(self.table.add(Group::Optimizer, format!("moments of {name}"), shape)),
+                [o, i] => {
+                    Moments::Factored { rows: moment("row moments", &[o]), columns: moment("column moments", &[i]) }
+                }
+                _ => Moments::Full(moment("moments", shape)),
             };
             (gradient, moments)
         });
@@ -181,7 +185,8 @@ impl Decoder {
         let (width, inner, vocabulary) = (c.hidden, c.intermediate, c.vocabulary);
         let (q_width, kv_width) = (c.query_width(), c.kv_width());
         let train = layout.purpose != Purpose::Score;
-        let mut t = Tables { table: Table::default(), parameters: Vec::new(), train };
+        let bounds = Bounds { tokens: n, logit_rows: r, heads: c.heads, head_dim: c.head_dim };
+        let mut t = Tables { table: Table::new(bounds), parameters: Vec::new(), train };
 
         let embedding = t.weight("model.embed_tokens.weight".into(), &[vocabulary, width]);
         let mut layers = Vec::new();
@@ -212,44 +217,52 @@ impl Decoder {
         let head = if c.tied { embedding } else { t.weight("lm_head.weight".into(), &[vocabulary, width]) };
 
         let Tables { mut table, parameters, .. } = t;
-        let mut keep = |name: String, shape: &[usize]| table.add(Group::Activations, name, shape);
+        let mut keep = |kind: Kind, name: String, shape: &[usize]| table.add(Group::Activations, kind, name, shape);
         // Without a backward pass, the residual stream goes back and forth between two tensors.
         let streams = if train { c.layers + 1 } else { 2 };
-        let x = (0..streams).map(|l| keep(format!("activations.{l}.x"), &[n, width])).collect();
+        let x = (0..streams).map(|l| keep(Kind::Activation, format!("activations.{l}.x"), &[n, width])).collect();
         let kept = if layout.purpose == (Purpose::Train { recompute: false }) { c.layers } else { 1 };
         let saved = (0..kept)
             .map(|l| {
-                let mut keep = |name: &str, shape: &[usize]| keep(format!("activations.{l}.{name}"), shape);
+                let mut add =
+                    |kind: Kind, name: &str, shape: &[usize]| keep(kind, format!("activations.{l}.{name}"), shape);
+                let mut statistic = |name: &str, shape: &[usize]| add(Kind::Exact, name, shape);
+                let (rstd1, rstd2) = (statistic("rstd1", &[n]), statistic("rstd2", &[n]));
+                let lse = statistic("lse", &[n, c.heads]);
+                let rstd =
+                    c.qk_norm.then(|| (statistic("q_rstd", &[n, c.heads]), statistic("k_rstd", &[n, c.kv_heads])));
+                let mut keep = |name: &str, shape: &[usize]| add(Kind::Activation, name, shape);
                 Saved {
-                    rstd1: keep("rstd1", &[n]),
+                    rstd1,
                     q: keep("q", &[n, c.heads, c.head_dim]),
                     k: keep("k", &[n, c.kv_heads, c.head_dim]),
                     v: keep("v", &[n, c.kv_heads, c.head_dim]),
-                    raw: c.qk_norm.then(|| RawHeads {
+                    raw: rstd.map(|(q_rstd, k_rstd)| RawHeads {
                         q: keep("q_raw", &[n, c.heads, c.head_dim]),
                         k: keep("k_raw", &[n, c.kv_heads, c.head_dim]),
-                        q_rstd: keep("q_rstd", &[n, c.heads]),
-                        k_rstd: keep("k_rstd", &[n, c.kv_heads]),
+                        q_rstd,
+                        k_rstd,
                     }),
                     o: keep("o", &[n, c.heads, c.head_dim]),
-                    lse: keep("lse", &[n, c.heads]),
+                    lse,
                     m: keep("m", &[n, width]),
-                    rstd2: keep("rstd2", &[n]),
+                    rstd2,
                     gate: keep("gate", &[n, inner]),
                     up: keep("up", &[n, inner]),
                 }
             })
             .collect();
-        let final_rstd = keep("activations.rstd".into(), &[n]);
+        let final_rstd = keep(Kind::Exact, "activations.rstd".into(), &[n]);
 
-        let mut work = |name: &str, shape: &[usize]| table.add(Group::Workspace, name, shape);
+        let losses = table.add(Group::Workspace, Kind::Exact, "losses", &[n]);
+        let mut work = |name: &str, shape: &[usize]| table.add(Group::Workspace, Kind::Activation, name, shape);
         let workspace = Workspace {
             normed: work("normed", &[n, width]),
             delta: work("delta", &[n, width]),
             h: work("h", &[n, inner]),
             hidden: work("hidden", &[r, width]),
             logits: work("logits", &[r, vocabulary]),
-            losses: work("losses", &[n]),
+            losses,
         };
         let gradients = train.then(|| GradientWorkspace {
             dx: work("dx", &[n, width]),

@@ -5,6 +5,7 @@
 pub mod arena;
 pub mod config;
 pub mod cpu;
+pub mod cuda;
 pub mod decoder;
 pub mod ops;
 pub mod weights;

@@ -1,0 +1,78 @@
+//! A batch as kernels read it: lists of numbers, copied to the device in one piece.
+//!
+//! Attention asks for the first token and the end of each token's segment, RoPE for its place in it. The gradient of
+//! the embedding is a sum over the places of each id; a stable sort gives every id its places in ascending order, so
+//! that a block can add them up without atomics.
+
+use super::device::{Buffer, bytes_of};
+use crate::model::ops::Batch;
+
+/// Lists of the batch that is loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct Loaded {
+    /// (N)
+    pub tokens: usize,
+    pub ids: Buffer,
+    /// Places within the segment (N).
+    pub positions: Buffer,
+    /// First token of the segment, and the one after its last (N).
+    pub segment_start: Buffer,
+    pub segment_end: Buffer,
+    /// Ids that occur, ascending.
+    pub distinct: Buffer,
+    pub distinct_count: usize,
+    /// Where each of them begins in `order`, and the end (distinct + 1).
+    pub starts: Buffer,
+    /// Tokens, sorted by id and then by place (N).
+    pub order: Buffer,
+    /// Positions that predict something, and what (rows).
+    pub rows: Buffer,
+    pub targets: Buffer,
+}
+
+/// The lists of `batch`, one after another, and where they will be once the bytes are in `buffer`.
+pub fn lists(batch: &Batch, buffer: Buffer) -> (Vec<u8>, Loaded) {
+    let tokens = batch.tokens();
+    let segments = batch.segments.iter().scan(0, |end, &length| {
+        *end += length;
+        Some((*end - length, *end))
+    });
+    let (mut positions, mut starts, mut ends) = (Vec::new(), Vec::new(), Vec::new());
+    for (start, end) in segments {
+        positions.extend(0..end - start);
+        starts.extend((start..end).map(|_| start));
+        ends.extend((start..end).map(|_| end));
+    }
+    let mut order: Vec<u32> = (0..tokens as u32).collect();
+    order.sort_by_key(|&token| batch.ids[token as usize]);
+    let (mut distinct, mut first): (Vec<u32>, Vec<u32>) = (Vec::new(), Vec::new());
+    for (place, &token) in order.iter().enumerate() {
+        let id = batch.ids[token as usize];
+        if distinct.last() != Some(&id) {
+            distinct.push(id);
+            first.push(place as u32);
+        }
+    }
+    first.push(tokens as u32);
+
+    let mut all: Vec<u32> = Vec::with_capacity(9 * tokens + 1);
+    let mut list = |numbers: &[u32]| {
+        let at = 4 * all.len();
+        all.extend_from_slice(numbers);
+        buffer.after(at)
+    };
+    let loaded = Loaded {
+        tokens,
+        ids: list(&batch.ids),
+        positions: list(&positions),
+        segment_start: list(&starts),
+        segment_end: list(&ends),
+        distinct: list(&distinct),
+        distinct_count: distinct.len(),
+        starts: list(&first),
+        order: list(&order),
+        rows: list(&batch.rows),
+        targets: list(&batch.targets),
+    };
+    (bytes_of(&all, u32::to_le_bytes), loaded)
+}

@@ -1,0 +1,391 @@
+//! A GPU behind CUDA's driver: one context, one stream, one arena.
+//!
+//! A call that fails here after the device was opened is a mistake of this module or a device that broke (memory
+//! errors, a driver that was reset): there is nothing that a run could do about it but end, with what the driver said.
+//! What a run leaves is whole at any time, so that the same command goes on at the last checkpoint.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::fmt::Debug;
+
+use cudarc::driver::result::{self, DriverError, stream::StreamKind};
+use cudarc::driver::sys;
+use rayon::prelude::*;
+
+use super::device::{Arg, Buffer, Device, Launch, Product};
+use super::libraries;
+use super::nvrtc::Compiler;
+use super::products::Products;
+use super::source;
+use crate::diag::{Diagnostic, Result};
+
+/// Oldest architecture that has the instructions the kernels use (bf16 `mma.sync`, `cp.async`): Ampere.
+const OLDEST: (i32, i32) = (8, 0);
+/// Bytes of an upload that go through memory of the host that the device reads by itself.
+const STAGED: usize = 4 << 20;
+/// Uploads that may be under way at once.
+const STAGES: usize = 8;
+/// Dynamic shared memory that a kernel gets without asking.
+const PLAIN_SHARED: usize = 48 << 10;
+
+/// A GPU, as it was found.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Facts {
+    pub name: String,
+    /// Compute capability.
+    pub capability: (i32, i32),
+    /// Newest CUDA that the driver knows.
+    pub driver: (i32, i32),
+    pub nvrtc: (i32, i32),
+    pub cublaslt: (usize, usize),
+    pub multiprocessors: i32,
+    /// In bytes.
+    pub memory: usize,
+    pub memory_free: usize,
+}
+
+impl Facts {
+    /// As NVRTC names it.
+    pub fn architecture(&self) -> String {
+        format!("sm_{}{}", self.capability.0, self.capability.1)
+    }
+}
+
+/// Looks for a GPU and for what it takes to use it; the first thing that is missing is said.
+pub fn find() -> Result<Facts> {
+    let (_context, facts) = Context::open()?;
+    Ok(facts)
+}
+
+/// The context that all of the process shares, held.
+struct Context {
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+}
+
+impl Context {
+    fn open() -> Result<(Context, Facts)> {
+        libraries::driver()?;
+        let no_gpu = |e: DriverError| {
+            Diagnostic::error("no-gpu", "CUDA's driver is there, but no GPU that it can use")
+                .found(said(e))
+                .help("nvidia-smi shows what the driver sees; CUDA_VISIBLE_DEVICES may hide devices")
+                .help("--device cpu trains on the CPU")
+        };
+        result::init().map_err(no_gpu)?;
+        let device = result::device::get(0).map_err(no_gpu)?;
+        let attribute = |which| {
+            // SAFETY: `device` is one that the driver gave.
+            unsafe { result::device::get_attribute(device, which) }.map_err(no_gpu)
+        };
+        use sys::CUdevice_attribute::{
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+            CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
+        };
+        let capability = (
+            attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        );
+        let name = result::device::get_name(device).map_err(no_gpu)?;
+        if capability < OLDEST {
+            return Err(Diagnostic::error("gpu-too-old", format!("{name} is too old for the kernels"))
+                .expected("compute capability 8.0 (Ampere) or newer")
+                .found(format!("{}.{}", capability.0, capability.1))
+                .help("--device cpu trains on the CPU")
+                .into());
+        }
+        let nvrtc = Compiler::open()?.version;
+        libraries::cublaslt()?;
+        // SAFETY: the device is valid; what is retained here is released in `drop`, and current until then on any
+        // thread that says so.
+        let context = unsafe { result::primary_ctx::retain(device) }.map_err(no_gpu)?;
+        let held = Context { device, context };
+        held.make_current().map_err(no_gpu)?;
+        let (memory_free, memory) = result::mem_get_info().map_err(no_gpu)?;
+        let mut driver = 0;
+        // SAFETY: a place for an int; and a call without arguments.
+        let cublaslt = unsafe {
+            sys::cuDriverGetVersion(&mut driver).result().map_err(no_gpu)?;
+            cudarc::cublaslt::sys::cublasLtGetVersion()
+        };
+        let facts = Facts {
+            name,
+            capability,
+            driver: (driver / 1000, driver % 1000 / 10),
+            nvrtc,
+            cublaslt: (cublaslt / 10_000, cublaslt % 10_000 / 100),
+            multiprocessors: attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            memory,
+            memory_free,
+        };
+        Ok((held, facts))
+    }
+
+    /// Calls of this thread are about this context from now on.
+    fn make_current(&self) -> Result<(), DriverError> {
+        // SAFETY: the context is retained as long as `self`.
+        unsafe { result::ctx::set_current(self.context) }
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: retained in `open`, once.
+        let _ = unsafe { result::primary_ctx::release(self.device) };
+    }
+}
+
+/// A kernel, and the dynamic shared memory that it may have.
+struct Kernel {
+    function: sys::CUfunction,
+    shared: usize,
+}
+
+/// Memory of the host that the device reads by itself, and when it has done so.
+struct Stage {
+    memory: *mut c_void,
+    read: sys::CUevent,
+}
+
+/// A GPU, ready to compute.
+pub struct Driver {
+    pub facts: Facts,
+    stream: sys::CUstream,
+    modules: Vec<sys::CUmodule>,
+    kernels: HashMap<String, Kernel>,
+    products: Products,
+    /// First address and length.
+    arena: (u64, u64),
+    stages: Vec<Stage>,
+    next: usize,
+    context: Context, // dropped last
+}
+
+// SAFETY: the driver's handles belong to a context, not to a thread, and every method makes the context current on the
+// thread that it runs on before anything else. `&Driver` gives access to downloads, waiting and facts only, each of
+// which the driver allows from several threads.
+unsafe impl Send for Driver {}
+
+impl Driver {
+    fn here(&self) {
+        ended(self.context.make_current(), "make its context current");
+    }
+
+    fn address(&self, at: u64) -> u64 {
+        self.arena.0 + at
+    }
+
+    /// The kernel of a name, with so much dynamic shared memory allowed.
+    fn kernel(&mut self, name: &str, shared: usize) -> sys::CUfunction {
+        if !self.kernels.contains_key(name) {
+            let symbol = CString::new(name).expect("names of kernels have no NUL");
+            // SAFETY: the modules are loaded as long as `self`.
+            let find = |&module: &sys::CUmodule| unsafe { result::module::get_function(module, symbol.clone()) }.ok();
+            let function = self.modules.iter().find_map(find).unwrap_or_else(|| panic!("there is no kernel `{name}`"));
+            self.kernels.insert(name.to_owned(), Kernel { function, shared: PLAIN_SHARED });
+        }
+        let kernel = self.kernels.get_mut(name).expect("it was just put there");
+        if shared > kernel.shared {
+            use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function belongs to a loaded module.
+            let set = unsafe {
+                result::function::set_function_attribute(
+                    kernel.function,
+                    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                    shared as i32,
+                )
+            };
+            ended(set, "give a kernel its shared memory");
+            kernel.shared = shared;
+        }
+        kernel.function
+    }
+}
+
+impl Device for Driver {
+    fn open() -> Result<Driver> {
+        let (context, facts) = Context::open()?;
+        let compiler = Compiler { version: facts.nvrtc };
+        let architecture = facts.architecture();
+        let codes: Vec<Vec<u8>> =
+            source::all().par_iter().map(|source| compiler.code(source, &architecture)).collect::<Result<_>>()?;
+        context.make_current().map_err(broken)?; // of this thread, whoever compiled
+        let load = |code: &Vec<u8>| {
+            // SAFETY: a CUBIN that NVRTC made; the driver copies it.
+            unsafe { result::module::load_data(code.as_ptr().cast()) }.map_err(|e| {
+                Diagnostic::error("kernels", "the driver does not take the kernels that NVRTC compiled")
+                    .found(format!("{}; driver for CUDA {:?}, NVRTC {:?}", said(e), facts.driver, facts.nvrtc))
+                    .help("an NVRTC that is newer than the driver: update the driver, or install an older NVRTC")
+            })
+        };
+        let modules = codes.iter().map(load).collect::<Result<_, _>>()?;
+        let stream = result::stream::create(StreamKind::NonBlocking).map_err(broken)?;
+        let products = Products::new()
+            .map_err(|e| Diagnostic::error("cublaslt", "cuBLASLt does not start").found(format!("{:?}", e.0)))?;
+        Ok(Driver {
+            facts,
+            stream,
+            modules,
+            kernels: HashMap::new(),
+            products,
+            arena: (0, 0),
+            stages: Vec::new(),
+            next: 0,
+            context,
+        })
+    }
+
+    fn take(&mut self, bytes: u64) -> Result<(), u64> {
+        self.here();
+        if self.arena.0 != 0 {
+            self.synchronize();
+            // SAFETY: nothing uses the old arena any more.
+            let _ = unsafe { result::free_sync(self.arena.0) };
+            self.arena = (0, 0);
+        }
+        let free = result::mem_get_info().map_or(0, |(free, _)| free as u64);
+        // SAFETY: no argument that could be wrong; the memory is set below.
+        let Ok(address) = (unsafe { result::malloc_sync(bytes as usize) }) else { return Err(free) };
+        self.arena = (address, bytes);
+        self.zero(Buffer { at: 0, bytes });
+        Ok(())
+    }
+
+    fn upload(&mut self, to: Buffer, bytes: &[u8]) {
+        self.here();
+        assert!(bytes.len() as u64 <= to.bytes, "what is uploaded fits");
+        let address = self.address(to.at);
+        if bytes.len() > STAGED {
+            // SAFETY: the buffer lies in the arena; `bytes` lives until the copy is done, which is waited for.
+            ended(unsafe { result::memcpy_htod_async(address, bytes, self.stream) }, "copy to the GPU");
+            return self.synchronize();
+        }
+        if self.stages.len() < STAGES {
+            // SAFETY: freed in `drop`. The flags ask for nothing special: it is written once, in order, and read once.
+            let memory = ended(unsafe { result::malloc_host(STAGED, 0) }, "pin memory");
+            let read = ended(result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING), "make an event");
+            self.stages.push(Stage { memory, read });
+            self.next = self.stages.len() - 1;
+        }
+        let Stage { memory, read } = self.stages[self.next];
+        self.next = (self.next + 1) % STAGES;
+        // SAFETY: the stage is STAGED bytes long, which `bytes` is not longer than; its last copy is waited for (an event
+        // that was never recorded counts as done), so that nobody reads while it is written; the copy below reads it
+        // before its event, and the arena holds the buffer.
+        unsafe {
+            ended(result::event::synchronize(read), "wait for a copy");
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), memory.cast(), bytes.len());
+            let staged = std::slice::from_raw_parts(memory.cast::<u8>(), bytes.len());
+            ended(result::memcpy_htod_async(address, staged, self.stream), "copy to the GPU");
+            ended(result::event::record(read, self.stream), "record an event");
+        }
+    }
+
+    fn download(&self, from: Buffer, bytes: &mut [u8]) {
+        self.here();
+        assert!(bytes.len() as u64 <= from.bytes, "no more is downloaded than is there");
+        // SAFETY: the buffer lies in the arena; `bytes` lives until the copy is done, which is waited for.
+        ended(unsafe { result::memcpy_dtoh_async(bytes, self.address(from.at), self.stream) }, "copy from the GPU");
+        self.synchronize();
+    }
+
+    fn zero(&mut self, buffer: Buffer) {
+        self.here();
+        // SAFETY: the buffer lies in the arena.
+        let set = unsafe { result::memset_d8_async(self.address(buffer.at), 0, buffer.bytes as usize, self.stream) };
+        ended(set, "clear memory");
+    }
+
+    fn copy(&mut self, to: Buffer, from: Buffer) {
+        self.here();
+        assert!(from.bytes <= to.bytes, "what is copied fits");
+        let (to, from, bytes) = (self.address(to.at), self.address(from.at), from.bytes as usize);
+        // SAFETY: both buffers lie in the arena.
+        ended(unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }, "copy memory");
+    }
+
+    fn launch(&mut self, launch: Launch<'_>, arguments: &[Arg]) {
+        let Launch { kernel, grid, block, shared } = launch;
+        if grid.contains(&0) {
+            return;
+        }
+        self.here();
+        let function = self.kernel(kernel, shared);
+        let mut words: Vec<u64> = arguments.iter().map(|argument| argument.word(self.arena.0)).collect();
+        let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|word| (&raw mut *word).cast()).collect();
+        let grid = grid.map(|blocks| u32::try_from(blocks).expect("a grid has fewer than 2³² blocks"));
+        // SAFETY: the arguments are those of the kernel's signature (the simulator runs the same launches against the
+        // same signatures), and buffers are as long as their launcher says that the kernel touches. The driver copies
+        // the arguments before it returns.
+        let launched = unsafe {
+            result::launch_kernel(
+                function,
+                (grid[0], grid[1], grid[2]),
+                (block as u32, 1, 1),
+                shared as u32,
+                self.stream,
+                &mut pointers,
+            )
+        };
+        ended(launched, &format!("launch `{kernel}`"));
+    }
+
+    fn multiply(&mut self, product: &Product, workspace: Buffer) {
+        if product.m == 0 || product.n == 0 {
+            return;
+        }
+        self.here();
+        product.operands(); // long enough
+        // SAFETY: the buffers lie in the arena and are as long as the shapes say; the stream is ours.
+        let done = unsafe {
+            let workspace = (workspace.at, workspace.bytes as usize);
+            self.products.multiply(product, self.arena.0, workspace, self.stream.cast())
+        };
+        if let Err(error) = done {
+            panic!("cuBLASLt does not multiply {product:?}: {:?}", error.0);
+        }
+    }
+
+    fn synchronize(&self) {
+        self.here();
+        // SAFETY: the stream is ours.
+        ended(unsafe { result::stream::synchronize(self.stream) }, "do what it was asked for");
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if self.context.make_current().is_err() {
+            return; // the driver is already going down, and takes all of it along
+        }
+        // SAFETY: all of these were made by this value, and are used no more once the stream is idle.
+        unsafe {
+            let _ = result::stream::synchronize(self.stream);
+            for stage in &self.stages {
+                let _ = result::event::destroy(stage.read);
+                let _ = result::free_host(stage.memory);
+            }
+            if self.arena.0 != 0 {
+                let _ = result::free_sync(self.arena.0);
+            }
+            for &module in &self.modules {
+                let _ = result::module::unload(module);
+            }
+            let _ = result::stream::destroy(self.stream);
+        }
+    }
+}
+
+/// What the driver says about an error.
+fn said(error: DriverError) -> String {
+    format!("{error:?}")
+}
+
+fn broken(error: DriverError) -> Diagnostic {
+    Diagnostic::error("gpu", "the GPU does not do what it is asked for").found(said(error))
+}
+
+/// Ends the run if the device has failed; see the module's text.
+fn ended<T>(result: Result<T, impl Debug>, what: &str) -> T {
+    result.unwrap_or_else(|error| panic!("the GPU could not {what}: {error:?}"))
+}

@@ -1,0 +1,91 @@
+//! Where everything lies: a model's tensors and what this backend keeps beside them, in one arena.
+//!
+//! A weight that is trained lies there twice: in f32, which the optimizer changes, and in bf16, which is computed with.
+
+use super::device::{ALIGNMENT, Buffer};
+use super::{adafactor, bias, norm, rmsnorm};
+use crate::model::arena::{Group, Kind, Precision, Table, Tensor};
+
+/// Memory that cuBLASLt may use for a product, as NVIDIA recommends for Hopper
+/// (<https://docs.nvidia.com/cuda/cublas/#cublassetworkspace>).
+const PRODUCT_BYTES: usize = 32 << 20;
+
+/// What this backend keeps beside a model's tensors.
+#[derive(Clone, Copy, Debug)]
+pub struct Scratch {
+    /// Ids, positions, segments and rows of the batch.
+    pub batch: Tensor,
+    /// Cosines and sines by position and pair (2, N, D/2).
+    pub rotations: Tensor,
+    /// Of the attention's backward pass (H, N).
+    pub delta: Tensor,
+    /// Sums over some of the rows, added up by a second kernel.
+    pub partial: Tensor,
+    /// Sums of squares of pieces of the gradients, in f64.
+    pub squares: Tensor,
+    /// The optimizer's step, the norm, tokens that were found.
+    pub scalars: Tensor,
+    /// For products.
+    pub products: Tensor,
+}
+
+/// Adds to a model's table what is kept beside it on a GPU, and counts in the numbers that a GPU computes with.
+pub fn plan(table: Table) -> (Table, Scratch) {
+    let bounds = table.bounds();
+    let trained = || table.entries().iter().filter(|e| e.kind == Kind::Weight);
+    let widest = trained().filter_map(|e| e.shape.last().copied()).max().unwrap_or(0);
+    let partial = [rmsnorm::partial, bias::partial, adafactor::partial].map(|numbers| numbers(widest));
+    let partial = if widest == 0 { 0 } else { partial.into_iter().max().unwrap_or(0) };
+    let squares = trained().map(|e| norm::pieces(e.len())).sum::<usize>();
+    let mut table = table.kept_in(Precision::Bf16);
+    let mut add = |name: &str, shape: &[usize]| table.add(Group::Workspace, Kind::Exact, name, shape);
+    let scratch = Scratch {
+        batch: add("batch", &[9 * bounds.tokens + 1]),
+        rotations: add("rotations", &[2, bounds.tokens, bounds.head_dim / 2]),
+        delta: add("delta", &[bounds.heads, bounds.tokens]),
+        partial: add("partial sums", &[partial]),
+        squares: add("squares", &[2 * squares]),
+        scalars: add("scalars", &[SCALARS / 4 + bounds.logit_rows]),
+        products: add("products", &[PRODUCT_BYTES / 4]),
+    };
+    (table, scratch)
+}
+
+/// Bytes of the scalars that come before the tokens: [`adafactor::STEP_BYTES`] of a step, then norm and flag.
+pub const SCALARS: usize = 128;
+
+/// Where a tensor lies.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Its numbers: f32 of weights that are trained and of what is exact, else bf16.
+    pub own: Buffer,
+    /// What is computed with: the copy of a weight in bf16, else the same.
+    pub compute: Buffer,
+}
+
+/// Places of all tensors of a table, and the bytes that they take.
+pub fn places(table: &Table) -> (Vec<Place>, u64) {
+    let mut end = 0u64;
+    let mut take = |bytes: u64| {
+        let buffer = Buffer { at: end, bytes };
+        end = end.saturating_add(bytes).checked_next_multiple_of(ALIGNMENT).unwrap_or(u64::MAX);
+        buffer
+    };
+    let places = table
+        .entries()
+        .iter()
+        .map(|entry| {
+            let numbers = entry.len() as u64;
+            match entry.kind {
+                Kind::Weight => {
+                    Place { own: take(numbers.saturating_mul(4)), compute: take(numbers.saturating_mul(2)) }
+                }
+                Kind::Exact | Kind::Activation => {
+                    let own = take(entry.bytes(Precision::Bf16));
+                    Place { own, compute: own }
+                }
+            }
+        })
+        .collect();
+    (places, end)
+}

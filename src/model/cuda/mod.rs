@@ -1,0 +1,336 @@
+//! The operations on a GPU: activations in bf16, sums in f32, weights in both.
+//!
+//! One file for each family of kernels, the `.cu` beside the Rust that launches it; products go to cuBLASLt.
+//! [`Cuda`] carries the operations out over a [`Device`], of which there are two: a GPU, and the simulator of the
+//! tests, so that what is launched there, with which arguments, is what is launched here.
+//!
+//! Work is only put into a queue: the host waits where numbers come back to it (losses, the norm, tokens, weights).
+//! All sums have a fixed order that depends on no clock and no device: the same run gives the same bytes again.
+
+pub mod device;
+
+pub mod adafactor;
+pub mod attention;
+pub mod bias;
+pub mod cast;
+pub mod cross_entropy;
+pub mod embedding;
+pub mod gather;
+pub mod gemm;
+pub mod norm;
+pub mod rmsnorm;
+pub mod rope;
+pub mod swiglu;
+
+mod batch;
+pub mod layout;
+
+#[allow(unsafe_code)]
+pub mod driver;
+#[allow(unsafe_code)]
+mod libraries;
+#[allow(unsafe_code)]
+pub mod nvrtc;
+#[allow(unsafe_code)]
+mod products;
+pub mod source;
+
+pub mod check;
+
+use half::bf16;
+
+use self::batch::Loaded;
+use self::device::{Buffer, Device, Form, Product, bytes_of, unsupported};
+use self::layout::{Place, SCALARS, Scratch};
+use self::rmsnorm::Rows;
+use self::rope::Rotations;
+use super::arena::{Kind, Table, Tensor};
+use super::ops::{AdafactorStep, AttentionGradients, AttentionSaved, Batch, Moments, Norm, Ops, Turn};
+use crate::diag::Result;
+
+/// A model's memory on a device.
+pub struct Cuda<D> {
+    device: D,
+    table: Table,
+    places: Vec<Place>,
+    scratch: Scratch,
+    loaded: Loaded,
+    rotations: Rotations,
+    /// The step that lies on the device.
+    step: Option<AdafactorStep>,
+}
+
+impl<D: Device> Cuda<D> {
+    /// Takes the memory for `table` and for what is kept beside it.
+    pub fn over(mut device: D, table: Table) -> Result<Cuda<D>> {
+        let bounds = table.bounds();
+        if !attention::WIDTHS.contains(&bounds.head_dim) {
+            let widths = attention::WIDTHS.map(|w| w.to_string()).join(", ");
+            return Err(unsupported(format!("no kernel attends with heads of {} numbers", bounds.head_dim))
+                .expected(format!("heads of {widths}"))
+                .into());
+        }
+        let (table, scratch) = layout::plan(table);
+        let (places, bytes) = layout::places(&table);
+        device.take(bytes).map_err(|free| {
+            let missing = |place: &Place| place.compute.at.saturating_add(place.compute.bytes) > free;
+            table.out_of_memory(places.iter().position(missing).unwrap_or(places.len() - 1))
+        })?;
+        let own = |tensor: Tensor| places[tensor.index()].own;
+        let (loaded, rotations) = (
+            batch::lists(&Batch::default(), own(scratch.batch)).1,
+            Rotations { cos: own(scratch.rotations), sin: own(scratch.rotations), positions: 0 },
+        );
+        Ok(Cuda { device, table, places, scratch, loaded, rotations, step: None })
+    }
+
+    /// The device, to be waited for.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// What a tensor is computed with.
+    fn at(&self, tensor: Tensor) -> Buffer {
+        self.places[tensor.index()].compute
+    }
+
+    /// What is exact of a tensor.
+    fn own(&self, tensor: Tensor) -> Buffer {
+        self.places[tensor.index()].own
+    }
+
+    /// Last dimension.
+    fn width(&self, tensor: Tensor) -> usize {
+        *self.table.get(tensor).shape.last().expect("tensors have dimensions")
+    }
+
+    /// The batch's tokens, or their heads, as rows to be normed.
+    fn rows(&self, x: Tensor) -> Rows {
+        let shape = &self.table.get(x).shape;
+        let (heads, width) = (&shape[1..shape.len() - 1], self.width(x));
+        Rows { rows: self.loaded.tokens * heads.iter().product::<usize>(), width, heads: !heads.is_empty() }
+    }
+
+    fn attention_shape(&self, q: Tensor, k: Tensor) -> attention::Shape {
+        let (q, k) = (&self.table.get(q).shape, &self.table.get(k).shape);
+        attention::Shape { tokens: self.loaded.tokens, heads: q[1], kv_heads: k[1], head_dim: q[2] }
+    }
+
+    fn multiply(&mut self, form: Form, [c, a, b]: [Buffer; 3], [m, n, k]: [usize; 3], exact: bool, add: bool) {
+        let workspace = self.own(self.scratch.products);
+        self.device.multiply(&Product { form, c, a, b, m, n, k, exact, add }, workspace);
+    }
+}
+
+impl<D: Device> Ops for Cuda<D> {
+    fn allocate(table: Table) -> Result<Cuda<D>> {
+        Cuda::over(D::open()?, table)
+    }
+
+    fn table(&self) -> &Table {
+        &self.table
+    }
+
+    fn write(&mut self, tensor: Tensor, values: &[f32]) {
+        let (kind, own) = (self.table.get(tensor).kind, self.own(tensor));
+        assert_eq!(self.table.get(tensor).len(), values.len(), "as many numbers as the tensor has");
+        match kind {
+            Kind::Activation => self.device.upload(own, &bytes_of(values, |v| bf16::from_f32(v).to_le_bytes())),
+            Kind::Exact => self.device.upload(own, &bytes_of(values, f32::to_le_bytes)),
+            Kind::Weight => {
+                self.device.upload(own, &bytes_of(values, f32::to_le_bytes));
+                let copy = self.at(tensor);
+                cast::nearest(&mut self.device, copy, own, values.len());
+            }
+        }
+    }
+
+    fn read(&self, tensor: Tensor) -> Vec<f32> {
+        let (entry, own) = (self.table.get(tensor), self.own(tensor));
+        let mut bytes = vec![0; own.bytes as usize];
+        self.device.download(own, &mut bytes);
+        match entry.kind {
+            Kind::Activation => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+            Kind::Exact | Kind::Weight => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        }
+    }
+
+    fn zero(&mut self, tensor: Tensor) {
+        self.device.zero(self.own(tensor));
+    }
+
+    fn load(&mut self, batch: &Batch) {
+        let buffer = self.own(self.scratch.batch);
+        let (bytes, loaded) = batch::lists(batch, buffer);
+        self.device.upload(buffer, &bytes);
+        self.loaded = loaded;
+    }
+
+    fn set_rotations(&mut self, frequencies: &[f32], positions: usize) {
+        let angles: Vec<f32> =
+            (0..positions).flat_map(|p| frequencies.iter().map(move |frequency| p as f32 * frequency)).collect();
+        let cos = self.own(self.scratch.rotations);
+        let sin = cos.after(4 * angles.len());
+        self.device.upload(cos, &bytes_of(&angles, |a| a.cos().to_le_bytes()));
+        self.device.upload(sin, &bytes_of(&angles, |a| a.sin().to_le_bytes()));
+        self.rotations = Rotations { cos, sin, positions };
+    }
+
+    fn embed(&mut self, y: Tensor, table: Tensor) {
+        let shape = [self.table.get(table).shape[0], self.width(table)];
+        let (y, table) = (self.at(y), self.at(table));
+        embedding::embed(&mut self.device, y, table, &self.loaded, shape);
+    }
+
+    fn embed_backward(&mut self, dtable: Tensor, dy: Tensor) {
+        let shape = [self.table.get(dtable).shape[0], self.width(dtable)];
+        let (dtable, dy) = (self.at(dtable), self.at(dy));
+        embedding::embed_backward(&mut self.device, dtable, dy, &self.loaded, shape);
+    }
+
+    fn rmsnorm(&mut self, y: Tensor, rstd: Tensor, x: Tensor, w: Tensor, eps: f32) {
+        let rows = self.rows(x);
+        let operands = [y, rstd, x, w].map(|t| self.at(t));
+        rmsnorm::rmsnorm(&mut self.device, operands, rows, eps);
+    }
+
+    fn residual_rmsnorm(
+        &mut self,
+        y: Tensor,
+        rstd: Tensor,
+        sum: Tensor,
+        x: Tensor,
+        delta: Tensor,
+        w: Tensor,
+        eps: f32,
+    ) {
+        let rows = self.rows(x);
+        let operands = [y, rstd, sum, x, delta, w].map(|t| self.at(t));
+        rmsnorm::residual_rmsnorm(&mut self.device, operands, rows, eps);
+    }
+
+    fn rmsnorm_backward(&mut self, dx: Tensor, dw: Tensor, dy: Tensor, x: Tensor, w: Tensor, rstd: Tensor) {
+        let (rows, partial) = (self.rows(x), self.at(self.scratch.partial));
+        let operands = [dx, dw, dy, x, w, rstd].map(|t| self.at(t));
+        rmsnorm::rmsnorm_backward(&mut self.device, operands, partial, rows);
+    }
+
+    fn linear(&mut self, y: Tensor, x: Tensor, w: Tensor, bias: Option<Tensor>, rows: usize) {
+        let (out, input) = (self.table.get(w).shape[0], self.width(w));
+        let operands = [y, x, w].map(|t| self.at(t));
+        self.multiply(Form::Nt, operands, [rows, out, input], false, false);
+        if let Some(bias) = bias {
+            let bias = self.at(bias);
+            bias::add(&mut self.device, operands[0], bias, [rows, out]);
+        }
+    }
+
+    fn linear_backward_input(&mut self, dx: Tensor, dy: Tensor, w: Tensor, rows: usize, add: bool) {
+        let (out, input) = (self.table.get(w).shape[0], self.width(w));
+        let operands = [dx, dy, w].map(|t| self.at(t));
+        self.multiply(Form::Nn, operands, [rows, input, out], false, add);
+    }
+
+    fn linear_backward_weight(&mut self, dw: Tensor, dbias: Option<Tensor>, dy: Tensor, x: Tensor, rows: usize) {
+        let (out, input) = (self.table.get(dw).shape[0], self.width(dw));
+        let operands = [self.own(dw), self.at(dy), self.at(x)];
+        self.multiply(Form::Tn, operands, [out, input, rows], true, true);
+        if let Some(dbias) = dbias {
+            let operands = [self.at(dbias), operands[1], self.at(self.scratch.partial)];
+            bias::backward(&mut self.device, operands, [rows, out]);
+        }
+    }
+
+    fn rope(&mut self, x: Tensor, turn: Turn) {
+        let shape = &self.table.get(x).shape;
+        let (heads, x) = ([shape[1], shape[2]], self.at(x));
+        rope::rope(&mut self.device, x, &self.loaded, self.rotations, heads, turn);
+    }
+
+    fn attention(&mut self, o: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor) {
+        let shape = self.attention_shape(q, k);
+        let (results, qkv) = ([o, lse].map(|t| self.at(t)), [q, k, v].map(|t| self.at(t)));
+        attention::forward(&mut self.device, shape, results, qkv, &self.loaded);
+    }
+
+    fn attention_backward(&mut self, gradients: AttentionGradients, saved: AttentionSaved) {
+        let shape = self.attention_shape(saved.q, saved.k);
+        let AttentionGradients { dq, dk, dv } = gradients;
+        let AttentionSaved { dout, o, lse, q, k, v } = saved;
+        let (gradients, qkv) = ([dq, dk, dv].map(|t| self.at(t)), [q, k, v].map(|t| self.at(t)));
+        let of_queries = [dout, o, lse, self.scratch.delta].map(|t| self.at(t));
+        attention::backward(&mut self.device, shape, gradients, of_queries, qkv, &self.loaded);
+    }
+
+    fn swiglu(&mut self, h: Tensor, gate: Tensor, up: Tensor) {
+        let (numbers, operands) = (self.loaded.tokens * self.width(h), [h, gate, up].map(|t| self.at(t)));
+        swiglu::swiglu(&mut self.device, operands, numbers);
+    }
+
+    fn swiglu_backward(&mut self, gate: Tensor, up: Tensor, dh: Tensor) {
+        let (numbers, operands) = (self.loaded.tokens * self.width(dh), [gate, up, dh].map(|t| self.at(t)));
+        swiglu::swiglu_backward(&mut self.device, operands, numbers);
+    }
+
+    fn gather(&mut self, y: Tensor, x: Tensor, first: usize, count: usize) {
+        let shape = [count, self.loaded.tokens, self.width(y)];
+        let operands = [self.at(y), self.at(x), self.loaded.rows.after(4 * first)];
+        gather::gather_rows(&mut self.device, operands, shape);
+    }
+
+    fn scatter(&mut self, dx: Tensor, dy: Tensor, first: usize, count: usize) {
+        let shape = [count, self.loaded.tokens, self.width(dx)];
+        let operands = [self.at(dx), self.at(dy), self.loaded.rows.after(4 * first)];
+        gather::scatter_rows(&mut self.device, operands, shape);
+    }
+
+    fn cross_entropy(&mut self, losses: Tensor, logits: Tensor, first: usize, count: usize, gradient: Option<f32>) {
+        let shape = [count, self.width(logits)];
+        let operands = [self.at(losses).after(4 * first), self.at(logits), self.loaded.targets.after(4 * first)];
+        cross_entropy::cross_entropy(&mut self.device, operands, shape, gradient);
+    }
+
+    fn losses(&self, losses: Tensor, count: usize) -> Vec<f32> {
+        let mut bytes = vec![0; 4 * count];
+        self.device.download(self.own(losses), &mut bytes);
+        bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    }
+
+    fn argmax(&mut self, logits: Tensor, count: usize) -> Vec<u32> {
+        let tokens = self.own(self.scratch.scalars).after(SCALARS);
+        let shape = [count, self.width(logits)];
+        let logits = self.at(logits);
+        cross_entropy::argmax(&mut self.device, [tokens, logits], shape);
+        let mut bytes = vec![0; 4 * count];
+        self.device.download(tokens, &mut bytes);
+        bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
+    }
+
+    fn norm(&mut self, gradients: &[Tensor]) -> Norm {
+        let gradients: Vec<(Buffer, usize)> =
+            gradients.iter().map(|&g| (self.own(g), self.table.get(g).len())).collect();
+        let result = self.own(self.scratch.scalars).after(adafactor::STEP_BYTES);
+        let squares = self.own(self.scratch.squares);
+        norm::norm(&mut self.device, &gradients, squares, result)
+    }
+
+    fn adafactor(&mut self, w: Tensor, g: Tensor, moments: Moments, step: &AdafactorStep) {
+        let [at, partial] = [self.scratch.scalars, self.scratch.partial].map(|t| self.own(t));
+        if self.step != Some(*step) {
+            self.device.upload(at, &adafactor::step_bytes(step));
+            self.step = Some(*step);
+        }
+        let weight = adafactor::Weight { own: self.own(w), copy: self.at(w), gradient: self.own(g) };
+        match (moments, &self.table.get(w).shape[..]) {
+            (Moments::Factored { rows, columns }, &[o, i]) => {
+                let moments = [self.own(rows), self.own(columns)];
+                adafactor::matrix(&mut self.device, weight, moments, [at, partial], [o, i]);
+            }
+            (Moments::Factored { .. }, shape) => unreachable!("moments of rows and columns of {shape:?}"),
+            (Moments::Full(all), shape) => {
+                let (n, all) = (shape.iter().product(), self.own(all));
+                adafactor::vector(&mut self.device, weight, all, at, n);
+            }
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! The backend for GPUs over the simulator: whole models through the launches that run on a GPU, against the CPU.
+
+use std::ffi::c_void;
+use std::process::Command;
+
+use flanc::diag::Result;
+use flanc::model::arena::{Group, Precision, Table};
+use flanc::model::config::Config;
+use flanc::model::cpu::Cpu;
+use flanc::model::cuda::device::{ALIGNMENT, Arg, Buffer, Device, Launch, Product};
+use flanc::model::cuda::{Cuda, check, driver, gemm, layout};
+use flanc::model::decoder::{Decoder, Layout, Purpose};
+use flanc::model::ops::{AdafactorStep, Batch, Ops};
+use flanc::model::weights;
+use flanc::seed::Seed;
+use half::bf16;
+
+use super::compile::stderr;
+use super::simulator::{SEEDS, Simulator};
+
+/// The simulator as a device: an arena in the memory of the host.
+struct Simulated {
+    simulator: &'static Simulator,
+    /// Order in which threads, warps and blocks run.
+    seed: u32,
+    arena: Vec<u8>,
+    /// The arena's first aligned byte.
+    start: usize,
+}
+
+impl Simulated {
+    /// None, and a sentence about it, where there is no C++ compiler.
+    fn get(seed: u32) -> Option<Simulated> {
+        Some(Simulated { simulator: Simulator::get()?, seed, arena: Vec::new(), start: 0 })
+    }
+
+    fn bytes(&mut self, buffer: Buffer) -> &mut [u8] {
+        &mut self.arena[self.start + buffer.at as usize..][..buffer.bytes as usize]
+    }
+}
+
+impl Device for Simulated {
+    fn open() -> Result<Simulated> {
+        Ok(Simulated::get(0).expect("a C++ compiler, which was asked for before"))
+    }
+
+    fn take(&mut self, bytes: u64) -> Result<(), u64> {
+        const MOST: u64 = 1 << 30;
+        if bytes > MOST {
+            return Err(MOST);
+        }
+        self.arena = vec![0; (bytes + ALIGNMENT) as usize];
+        self.start = self.arena.as_ptr().align_offset(ALIGNMENT as usize);
+        Ok(())
+    }
+
+    fn upload(&mut self, to: Buffer, bytes: &[u8]) {
+        self.bytes(to)[..bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn download(&self, from: Buffer, bytes: &mut [u8]) {
+        assert!(bytes.len() as u64 <= from.bytes);
+        bytes.copy_from_slice(&self.arena[self.start + from.at as usize..][..bytes.len()]);
+    }
+
+    fn zero(&mut self, buffer: Buffer) {
+        self.bytes(buffer).fill(0);
+    }
+
+    fn copy(&mut self, to: Buffer, from: Buffer) {
+        let bytes = self.bytes(from).to_vec();
+        self.upload(to, &bytes);
+    }
+
+    #[allow(unsafe_code)]
+    fn launch(&mut self, launch: Launch<'_>, arguments: &[Arg]) {
+        if launch.grid.contains(&0) {
+            return;
+        }
+        let base = self.bytes(Buffer { at: 0, bytes: 0 }).as_mut_ptr() as u64;
+        let mut words: Vec<u64> = arguments.iter().map(|argument| argument.word(base)).collect();
+        let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|word| (&raw mut *word).cast()).collect();
+        let (grid, block) = (launch.grid.map(|blocks| blocks as u32), [launch.block as u32, 1, 1]);
+        // SAFETY: as on a GPU, the launcher answers for the arguments; each points to as many bytes of the arena as it
+        // says that the kernel touches, and the arena is ours alone.
+        let ran = unsafe { self.simulator.launch(launch.kernel, grid, block, launch.shared, &mut pointers, self.seed) };
+        if let Err(report) = ran {
+            panic!("{launch:?} {arguments:?}: {report}");
+        }
+    }
+
+    fn multiply(&mut self, product: &Product, _: Buffer) {
+        gemm::multiply(self, product);
+    }
+
+    fn synchronize(&self) {}
+}
+
+/// Families of models that differ in what they consist of, in widths that no tile likes.
+const MODELS: [(&str, &str); 4] = [
+    ("untied", r#""model_type": "llama", "head_dim": 32, "num_key_value_heads": 1"#),
+    ("tied, all biases", r#""model_type": "llama", "attention_bias": true, "tie_word_embeddings": true"#),
+    ("biases of q, k, v", r#""model_type": "qwen2", "num_key_value_heads": 2, "tie_word_embeddings": true"#),
+    ("norm of q and k", r#""model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 32"#),
+];
+
+fn config(parts: &str) -> Config {
+    let text = format!(
+        r#"{{{parts}, "vocab_size": 131, "hidden_size": 64, "intermediate_size": 100, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "initializer_range": 0.1}}"#
+    );
+    Config::parse(&text).unwrap()
+}
+
+const TRAIN: Purpose = Purpose::Train { recompute: false };
+
+fn lay_out(parts: &str, purpose: Purpose) -> (Decoder, Table) {
+    Decoder::lay_out(config(parts), Layout { tokens: 150, logit_rows: 50, purpose })
+}
+
+/// Fresh weights, rounded to what the device computes with: what then differs is computing.
+fn fill(decoder: &Decoder, ops: &mut impl Ops) {
+    ops.set_rotations(&decoder.config.rotation_frequencies(), 150);
+    weights::init(Seed(17), decoder, ops);
+    for parameter in &decoder.parameters {
+        let rounded: Vec<f32> = ops.read(parameter.weight).iter().map(|&w| bf16::from_f32(w).to_f32()).collect();
+        ops.write(parameter.weight, &rounded);
+    }
+}
+
+fn on_cpu(parts: &str, purpose: Purpose) -> (Decoder, Cpu) {
+    let (decoder, table) = lay_out(parts, purpose);
+    let mut cpu = Cpu::allocate(table).unwrap();
+    fill(&decoder, &mut cpu);
+    (decoder, cpu)
+}
+
+fn simulated(parts: &str, purpose: Purpose, seed: u32) -> Option<(Decoder, Cuda<Simulated>)> {
+    let (decoder, table) = lay_out(parts, purpose);
+    let mut cuda = Cuda::over(Simulated::get(seed)?, table).unwrap();
+    fill(&decoder, &mut cuda);
+    Some((decoder, cuda))
+}
+
+/// Three segments, of which one is longer than a tile and one a single token.
+fn segments() -> Vec<Vec<u32>> {
+    let ids = |number: u64, length: u64| {
+        let stream = Seed(number).stream(&["ids"]);
+        (0..length).map(|i| (stream.draw(i) % 131) as u32).collect()
+    };
+    vec![ids(1, 70), ids(2, 1), ids(3, 43)]
+}
+
+fn batch() -> Batch {
+    let mut batch = Batch::default();
+    for ids in segments() {
+        batch.push(&ids, |i| i >= ids.len() / 3);
+    }
+    batch
+}
+
+/// Length of the difference over length of `b`.
+fn relative(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let square = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let difference = square(&mut a.iter().zip(b).map(|(a, b)| f64::from(*a) - f64::from(*b)));
+    difference / square(&mut b.iter().map(|&b| f64::from(b))).max(1e-30)
+}
+
+fn mean(losses: &[f32]) -> f64 {
+    losses.iter().map(|&l| f64::from(l)).sum::<f64>() / losses.len() as f64
+}
+
+/// Steps as a run does them; the loss of each.
+fn steps(decoder: &Decoder, ops: &mut impl Ops, count: u32) -> Vec<f64> {
+    let batch = batch();
+    let step = |t: u32| {
+        decoder.zero_gradients(ops);
+        let loss = mean(&decoder.train(ops, &batch, 1.0 / batch.rows.len() as f32));
+        let norm = decoder.gradient_norm(ops);
+        assert!(norm.finite);
+        let step = AdafactorStep {
+            rate: 1e-2,
+            beta2: 1.0 - f64::from(t).powf(-0.8),
+            eps1: 1e-30,
+            eps2: 1e-3,
+            clip_threshold: 1.0,
+            weight_decay: 0.01,
+            scale_parameter: false,
+            gradient_scale: 1.0 / norm.value,
+        };
+        decoder.update(ops, &step);
+        loss
+    };
+    (1..=count).map(step).collect()
+}
+
+// bf16 keeps 8 bits: rounding is some 2⁻⁹ = 0.002 of a number. A result goes through a dozen roundings a layer, which
+// partly cancel out.
+
+#[test]
+fn logits_are_those_of_the_cpu() {
+    for (name, parts) in MODELS {
+        for purpose in [Purpose::Score, TRAIN] {
+            let Some((decoder, mut cuda)) = simulated(parts, purpose, 0) else { return };
+            let (_, mut cpu) = on_cpu(parts, purpose);
+            let (found, expected) = (decoder.logits(&mut cuda, &batch()), decoder.logits(&mut cpu, &batch()));
+            let difference = relative(&found, &expected);
+            println!("{name}: logits differ by {difference:.1e}");
+            assert!(difference < 1.5e-2, "{name}: {difference}");
+            let most_likely = decoder.most_likely(&mut cuda, &batch());
+            let of_row = |row: &[f32]| row.iter().enumerate().rev().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0 as u32;
+            assert_eq!(most_likely, found.chunks(131).map(of_row).collect::<Vec<_>>(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn gradients_are_those_of_the_cpu() {
+    for (name, parts) in MODELS {
+        for recompute in [false, true] {
+            let purpose = Purpose::Train { recompute };
+            let Some((decoder, mut cuda)) = simulated(parts, purpose, 1) else { return };
+            let (_, mut cpu) = on_cpu(parts, purpose);
+            let weight = 1.0 / batch().rows.len() as f32;
+            let (found, expected) =
+                (decoder.train(&mut cuda, &batch(), weight), decoder.train(&mut cpu, &batch(), weight));
+            assert!(relative(&found, &expected) < 1e-2, "{name}");
+            let mut worst = (0.0, "");
+            for parameter in &decoder.parameters {
+                let gradient = parameter.training.unwrap().0;
+                let difference = relative(&cuda.read(gradient), &cpu.read(gradient));
+                // A bias of the keys adds the same to all scores of a row: its gradient is zero but for rounding.
+                if difference > worst.0 && !parameter.name.ends_with("k_proj.bias") {
+                    worst = (difference, &parameter.name);
+                }
+            }
+            println!("{name}: gradients differ by {:.1e} ({})", worst.0, worst.1);
+            assert!(worst.0 < 3e-2, "{name}: {worst:?}");
+        }
+    }
+}
+
+#[test]
+fn three_steps_are_those_of_the_cpu() {
+    for (name, parts) in MODELS {
+        let Some((decoder, mut cuda)) = simulated(parts, TRAIN, 2) else { return };
+        let (_, mut cpu) = on_cpu(parts, TRAIN);
+        let (found, expected) = (steps(&decoder, &mut cuda, 3), steps(&decoder, &mut cpu, 3));
+        println!("{name}: {found:.4?} {expected:.4?}");
+        assert!(expected[2] < expected[0] - 0.1, "{name}: there is something to be learned: {expected:?}");
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!((found - expected).abs() < 1e-2 * expected, "{name}: {found} {expected}");
+        }
+    }
+}
