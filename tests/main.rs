@@ -9,6 +9,8 @@ mod suite {
     mod compile;
     /// ArrayRecord and Parquet files, as their own writers leave them and in every state of disrepair.
     mod containers;
+    /// The backend for GPUs, over the simulator.
+    mod cuda;
     /// Evaluation: options by rank, answers by generation.
     mod eval;
     /// Exemplars, the mixtures of FLAN v1, contamination.
