@@ -4,10 +4,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::device::{Chosen, Device};
 use super::{Outcome, print};
 use crate::eval::metrics::Mean;
-use crate::eval::{Evaluation, Report, evaluate};
+use crate::eval::{Evaluation, Report, TaskScores, evaluate};
 use crate::model::cpu::Cpu;
+use crate::model::cuda::Cuda;
+use crate::model::cuda::driver::Driver;
 
 /// Score a model on the held-out tasks of a compile
 ///
@@ -34,6 +37,9 @@ pub struct Eval {
     /// Tokens that go through the model at a time
     #[arg(long, value_name = "N", default_value_t = 4096)]
     micro_batch: usize,
+    /// What computes
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    device: Device,
     /// Threads to use [default: all]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -53,8 +59,12 @@ impl Eval {
             longest_answer: self.longest_answer,
             micro_batch: self.micro_batch,
         };
-        let report =
-            pool.install(|| evaluate::<Cpu>(&evaluation, |task| eprintln!("{} {} is done", task.task, task.split)))?;
+        let device = self.device.choose()?;
+        let done = |task: &TaskScores| eprintln!("{} {} is done", task.task, task.split);
+        let report = pool.install(|| match device {
+            Chosen::Cpu => evaluate::<Cpu>(&evaluation, done),
+            Chosen::Cuda => evaluate::<Cuda<Driver>>(&evaluation, done),
+        })?;
         if self.json {
             return print(&format!("{}\n", serde_json::json!(report)));
         }

@@ -6,9 +6,11 @@
 mod audit;
 mod check;
 mod compile;
+mod device;
 mod diff;
 mod eval;
 mod explain;
+mod gpu;
 mod import;
 mod recipe;
 mod render;
@@ -52,6 +54,7 @@ enum Command {
     Tokenizer(tokenizer::Tokenizer),
     Train(train::Train),
     Eval(eval::Eval),
+    Gpu(gpu::GpuCommand),
 }
 
 /// Where corpora lie.
@@ -135,6 +138,7 @@ pub fn run() -> ExitCode {
         Command::Tokenizer(command) => command.run(),
         Command::Train(command) => command.run(),
         Command::Eval(command) => command.run(),
+        Command::Gpu(command) => command.run(),
     };
     match outcome {
         Ok(()) | Err(Failure::OutputClosed) => ExitCode::SUCCESS,

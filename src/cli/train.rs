@@ -4,13 +4,16 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::device::{Chosen, Device};
 use super::{Outcome, print};
 use crate::diag::Result;
 use crate::model::arena::{Group, megabytes};
 use crate::model::cpu::Cpu;
+use crate::model::cuda::driver::{self, Driver};
+use crate::model::cuda::{Cuda, layout};
 use crate::storage;
 use crate::train::settings::Settings;
 use crate::train::{Event, Origin, Run, Summary, config, lay_out, open, train};
@@ -56,7 +59,7 @@ pub struct Train {
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// What computes
-    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
     device: Device,
     /// Threads to use [default: all]
     #[arg(long, value_name = "N")]
@@ -83,11 +86,6 @@ struct OriginOptions {
     init: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Device {
-    Cpu,
-}
-
 impl Train {
     pub fn run(self) -> Outcome {
         let origin = match (&self.origin.model, &self.origin.init) {
@@ -101,9 +99,12 @@ impl Train {
             return self.print_plan(&run);
         }
         let pool = super::threads(self.threads)?;
-        let Device::Cpu = self.device;
+        let device = self.device.choose()?;
         let mut view = View { bar: None, json: self.json, last: None };
-        let summary = pool.install(|| train::<Cpu>(&run, &mut |event| view.show(event)));
+        let summary = pool.install(|| match device {
+            Chosen::Cpu => train::<Cpu>(&run, &mut |event| view.show(event)),
+            Chosen::Cuda => train::<Cuda<Driver>>(&run, &mut |event| view.show(event)),
+        });
         if let Some(bar) = &view.bar {
             bar.finish_and_clear();
         }
@@ -133,7 +134,16 @@ impl Train {
         let config = config(&run.origin)?;
         let data = open(run, &config)?;
         let (decoder, table) = lay_out(config, &run.settings, data.train.sequence);
-        let memory = self.memory.map(|gb| (gb * 1e9) as u64).or_else(free_memory);
+        // A plan for a GPU needs none: only what is free on it is asked for, if there is one.
+        let gpu = if self.device == Device::Cpu { None } else { driver::find().ok() };
+        let on_gpu = self.device == Device::Cuda || gpu.is_some();
+        let (table, free, what) = if on_gpu {
+            let free = gpu.map(|facts| facts.memory_free as u64);
+            (layout::plan(table).0, free, "in bf16, sums and weights in f32, on a GPU")
+        } else {
+            (table, free_memory(), "in f32 on the CPU")
+        };
+        let memory = self.memory.map(|gb| (gb * 1e9) as u64).or(free);
         let parameters = decoder.parameter_count(&table);
         if self.json {
             let groups = Group::ALL.map(|group| {
@@ -146,7 +156,7 @@ impl Train {
             return print(&format!("{plan}\n"));
         }
         print(&format!(
-            "{parameters} parameters, {} tokens at a time, in f32 on the CPU\n\n{}",
+            "{parameters} parameters, {} tokens at a time, {what}\n\n{}",
             decoder.layout.tokens,
             table.plan(memory)
         ))

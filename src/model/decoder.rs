@@ -305,7 +305,8 @@ impl Decoder {
         self.each_chunk(ops, batch, |ops, first, count| {
             ops.cross_entropy(self.work.losses, self.work.logits, first, count, None);
         });
-        ops.losses(self.work.losses, batch.rows.len())
+        let losses = ops.losses(self.work.losses, batch.rows.len());
+        ops.arrived(losses)
     }
 
     /// The most likely token after each of the batch's rows.
@@ -326,8 +327,14 @@ impl Decoder {
         logits
     }
 
-    /// Adds to the gradients what `weight` times the sum of the batch's losses gives, and returns the losses.
+    /// Adds to the gradients what `weight` times the sum of the batch's losses gives, and waits for the losses.
     pub fn train(&self, ops: &mut impl Ops, batch: &Batch, weight: f32) -> Vec<f32> {
+        let losses = self.begin(ops, batch, weight);
+        ops.arrived(losses)
+    }
+
+    /// [`Decoder::train`] without waiting, so that a backend with a queue always has work in it.
+    pub fn begin<O: Ops>(&self, ops: &mut O, batch: &Batch, weight: f32) -> O::Losses {
         let g = self.gradients.as_ref().expect("a model laid out for training has gradients");
         self.forward(ops, batch);
         ops.zero(g.dnormed);

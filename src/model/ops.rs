@@ -198,8 +198,15 @@ pub trait Ops: Sized {
     /// become `gradient · (softmax(logits) - onehot(target))` · losses (N), logits (R, V)
     fn cross_entropy(&mut self, losses: Tensor, logits: Tensor, first: usize, count: usize, gradient: Option<f32>);
 
-    /// The losses of the batch's `rows`. A log-likelihood of a text is minus the sum over its tokens.
-    fn losses(&self, losses: Tensor, count: usize) -> Vec<f32>;
+    /// Losses on their way from the backend to whoever asked for them.
+    type Losses;
+
+    /// The losses of the batch's `rows`, without waiting for them. A log-likelihood of a text is minus the sum over its
+    /// tokens.
+    fn losses(&mut self, losses: Tensor, count: usize) -> Self::Losses;
+
+    /// Waits for losses.
+    fn arrived(&mut self, losses: Self::Losses) -> Vec<f32>;
 
     /// The most likely token of each row, the lowest id of several · logits (R, V)
     fn argmax(&mut self, logits: Tensor, count: usize) -> Vec<u32>;

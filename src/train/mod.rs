@@ -343,15 +343,14 @@ fn one_step(
         return Err("no token of it is trained".to_owned());
     }
     decoder.zero_gradients(ops);
-    let mut sum = 0.0;
-    for pass in step.passes.iter().filter(|p| !p.targets.is_empty()) {
-        sum += total(&decoder.train(ops, pass, 1.0 / targets as f32));
-    }
+    let passes = step.passes.iter().filter(|p| !p.targets.is_empty());
+    let losses: Vec<_> = passes.map(|pass| decoder.begin(ops, pass, 1.0 / targets as f32)).collect();
+    let norm = decoder.gradient_norm(ops); // the only time in a step that is waited for the backend
+    let sum: f64 = losses.into_iter().map(|losses| total(&ops.arrived(losses))).sum();
     let loss = sum / targets as f64;
     if !loss.is_finite() {
         return Err(format!("its loss is {loss}"));
     }
-    let norm = decoder.gradient_norm(ops);
     if !norm.finite {
         return Err(format!("its loss is {loss}, but a gradient is NaN or infinite"));
     }

@@ -56,7 +56,7 @@ impl Bench {
         let mut command = Command::new(env!("CARGO_BIN_EXE_flanc"));
         command.arg("train").arg("--data").arg(self.scratch.join("data")).arg("--out").arg(self.scratch.join(out));
         command.arg("--init").arg(self.scratch.join("config.json"));
-        command.arg("--settings").arg(self.scratch.join("train.toml")).args(["--threads", "2"]);
+        command.arg("--settings").arg(self.scratch.join("train.toml")).args(["--threads", "2", "--device", "cpu"]);
         command
     }
 }

@@ -34,7 +34,7 @@ impl Compared {
 
 /// An operation with outputs that can be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Operation {
+pub(super) enum Operation {
     Embed,
     EmbedBackward,
     Rmsnorm,
@@ -60,7 +60,7 @@ enum Operation {
     AdafactorVector,
 }
 
-use Operation::*;
+pub(super) use Operation::*;
 
 /// With the most that an output may differ by.
 const OPERATIONS: [(Operation, f64); 23] = [
@@ -128,7 +128,7 @@ pub fn operations<D: Device>(device: D, shapes: &[Shape], mut report: impl FnMut
 }
 
 /// The sizes that an operation sees.
-fn told(shape: &Shape, operation: Operation) -> String {
+pub(super) fn told(shape: &Shape, operation: Operation) -> String {
     let Shape { tokens: n, width: c, inner: f, heads: h, kv_heads: k, head_dim: d, vocabulary: v } = shape;
     match operation {
         Embed | EmbedBackward | CrossEntropy | Argmax => format!("N {n} C {c} V {v}"),
@@ -159,13 +159,15 @@ pub fn batch(tokens: usize, vocabulary: usize) -> Batch {
 }
 
 /// Tensors of an operation, and which of them it writes.
-struct Case {
-    table: Table,
-    tensors: Vec<Tensor>,
+pub(super) struct Case {
+    pub table: Table,
+    pub tensors: Vec<Tensor>,
     outputs: Vec<usize>,
 }
 
-fn case(shape: Shape, operation: Operation) -> Case {
+/// Lays an operation's operands out. Some have a weight that they do not use: by their weights a backend knows how wide
+/// what it keeps beside the tensors has to be.
+pub(super) fn case(shape: Shape, operation: Operation) -> Case {
     let Shape { tokens: n, width: c, inner: f, heads: h, kv_heads: k, head_dim: d, vocabulary: v } = shape;
     let bounds = Bounds { tokens: n, logit_rows: n, heads: h, head_dim: d };
     let (activation, exact, weight) = (Kind::Activation, Kind::Exact, Kind::Weight);
@@ -275,7 +277,7 @@ fn case(shape: Shape, operation: Operation) -> Case {
 }
 
 /// Numbers from -1 to 1 that bf16 holds; positive ones for moments.
-fn drawn(operand: usize, count: usize, positive: bool) -> Vec<f32> {
+pub(super) fn drawn(operand: usize, count: usize, positive: bool) -> Vec<f32> {
     let stream = Seed(3).stream(&["gpu check", &operand.to_string()]);
     let number = |i: usize| {
         let uniform = (stream.draw(i as u64) >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
@@ -286,17 +288,33 @@ fn drawn(operand: usize, count: usize, positive: bool) -> Vec<f32> {
 
 /// Does an operation on operands that were drawn, and returns its outputs.
 fn apply<O: Ops>(ops: &mut O, shape: Shape, operation: Operation, case: &Case) -> Vec<Vec<f32>> {
-    let batch = batch(shape.tokens, shape.vocabulary);
-    let count = batch.rows.len();
-    ops.load(&batch);
-    let frequencies: Vec<f32> = (0..shape.head_dim / 2).map(|i| 0.8f32.powi(i as i32)).collect();
-    ops.set_rotations(&frequencies, shape.tokens);
     let moments = matches!(operation, AdafactorMatrix | AdafactorVector);
     for (i, &tensor) in case.tensors.iter().enumerate() {
         let numbers = drawn(i, ops.table().get(tensor).len(), moments && i >= 2);
         ops.write(tensor, &numbers);
     }
+    let batch = batch(shape.tokens, shape.vocabulary);
+    prepare(ops, shape, &batch);
+    if operation == AttentionBackward {
+        run(ops, Attention, case, 0); // which gives it o and lse
+    }
+    match run(ops, operation, case, batch.rows.len()) {
+        Some(returned) => vec![returned],
+        None => case.outputs.iter().map(|&output| ops.read(case.tensors[output])).collect(),
+    }
+}
+
+/// What operations need besides their operands.
+pub(super) fn prepare(ops: &mut impl Ops, shape: Shape, batch: &Batch) {
+    let frequencies: Vec<f32> = (0..shape.head_dim / 2).map(|i| 0.8f32.powi(i as i32)).collect();
+    ops.set_rotations(&frequencies, shape.tokens);
+    ops.load(batch);
+}
+
+/// Does an operation, and hands out what it returns. The batch has `count` rows.
+pub(super) fn run(ops: &mut impl Ops, operation: Operation, case: &Case, count: usize) -> Option<Vec<f32>> {
     let t = &case.tensors;
+    let tokens = ops.table().bounds().tokens;
     let step = AdafactorStep {
         rate: 1e-2,
         beta2: 0.6,
@@ -313,14 +331,13 @@ fn apply<O: Ops>(ops: &mut O, shape: Shape, operation: Operation, case: &Case) -
         Rmsnorm | HeadRmsnorm => ops.rmsnorm(t[0], t[1], t[2], t[3], 1e-6),
         ResidualRmsnorm => ops.residual_rmsnorm(t[0], t[1], t[2], t[3], t[4], t[5], 1e-6),
         RmsnormBackward | HeadRmsnormBackward => ops.rmsnorm_backward(t[0], t[1], t[2], t[3], t[4], t[5]),
-        Linear => ops.linear(t[0], t[1], t[2], Some(t[3]), shape.tokens),
-        LinearBackwardInput => ops.linear_backward_input(t[0], t[1], t[2], shape.tokens, true),
-        LinearBackwardWeight => ops.linear_backward_weight(t[0], Some(t[1]), t[2], t[3], shape.tokens),
+        Linear => ops.linear(t[0], t[1], t[2], Some(t[3]), tokens),
+        LinearBackwardInput => ops.linear_backward_input(t[0], t[1], t[2], tokens, true),
+        LinearBackwardWeight => ops.linear_backward_weight(t[0], Some(t[1]), t[2], t[3], tokens),
         RopeForward => ops.rope(t[0], Turn::Forward),
         RopeBack => ops.rope(t[0], Turn::Back),
         Attention => ops.attention(t[0], t[1], t[2], t[3], t[4]),
         AttentionBackward => {
-            ops.attention(t[0], t[1], t[2], t[3], t[4]);
             let saved = AttentionSaved { dout: t[5], o: t[0], lse: t[1], q: t[2], k: t[3], v: t[4] };
             ops.attention_backward(AttentionGradients { dq: t[6], dk: t[7], dv: t[8] }, saved);
         }
@@ -329,12 +346,12 @@ fn apply<O: Ops>(ops: &mut O, shape: Shape, operation: Operation, case: &Case) -
         Gather => ops.gather(t[0], t[1], 0, count),
         Scatter => ops.scatter(t[0], t[1], 0, count),
         CrossEntropy => ops.cross_entropy(t[0], t[1], 0, count, Some(0.125)),
-        Argmax => return vec![ops.argmax(t[0], count).into_iter().map(|token| token as f32).collect()],
-        Norm => return vec![vec![ops.norm(&t[..2]).value as f32]],
+        Argmax => return Some(ops.argmax(t[0], count).into_iter().map(|token| token as f32).collect()),
+        Norm => return Some(vec![ops.norm(&t[..2]).value as f32]),
         AdafactorMatrix => ops.adafactor(t[0], t[1], Moments::Factored { rows: t[2], columns: t[3] }, &step),
         AdafactorVector => ops.adafactor(t[0], t[1], Moments::Full(t[2]), &step),
     }
-    case.outputs.iter().map(|&output| ops.read(t[output])).collect()
+    None
 }
 
 fn one<D: Device>(device: D, shape: Shape, operation: Operation) -> Result<(f64, D)> {

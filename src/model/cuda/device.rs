@@ -141,9 +141,12 @@ impl Product {
     }
 }
 
-/// A device with one arena. Work is done in the order in which it is asked for; only [`Device::download`] and
-/// [`Device::synchronize`] wait for it.
+/// A device with one arena. Work is done in the order in which it is asked for; only [`Device::download`],
+/// [`Device::arrived`] and [`Device::synchronize`] wait for it.
 pub trait Device: Sized {
+    /// Bytes on their way to the host. They have to be waited for, or their memory is lost.
+    type Sent;
+
     /// Finds the device and makes its kernels ready.
     fn open() -> Result<Self>;
 
@@ -155,6 +158,12 @@ pub trait Device: Sized {
 
     /// Waits for all work before it, and copies a buffer's first bytes out.
     fn download(&self, from: Buffer, bytes: &mut [u8]);
+
+    /// Has a buffer's first `bytes` copied out when all work before is done, without waiting for it.
+    fn send(&mut self, from: Buffer, bytes: usize) -> Self::Sent;
+
+    /// Waits for bytes that were sent.
+    fn arrived(&mut self, sent: Self::Sent) -> Vec<u8>;
 
     /// Sets all bytes of a buffer to 0.
     fn zero(&mut self, buffer: Buffer);

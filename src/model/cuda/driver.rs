@@ -14,6 +14,7 @@ use rayon::prelude::*;
 
 use super::device::{Arg, Buffer, Device, Launch, Product};
 use super::libraries;
+pub use super::libraries::NO_DRIVER;
 use super::nvrtc::Compiler;
 use super::products::Products;
 use super::source;
@@ -25,6 +26,8 @@ const OLDEST: (i32, i32) = (8, 0);
 const STAGED: usize = 4 << 20;
 /// Uploads that may be under way at once.
 const STAGES: usize = 8;
+/// Least memory that is pinned for what is sent to the host.
+const SMALLEST: usize = 64 << 10;
 /// Dynamic shared memory that a kernel gets without asking.
 const PLAIN_SHARED: usize = 48 << 10;
 
@@ -141,11 +144,48 @@ struct Kernel {
     shared: usize,
 }
 
-/// Memory of the host that the device reads by itself, and when it has done so.
+/// Memory of the host that the device reads or writes by itself, and when it has done so.
 struct Stage {
     memory: *mut c_void,
-    read: sys::CUevent,
+    bytes: usize,
+    done: sys::CUevent,
 }
+
+impl Stage {
+    /// A context has to be current.
+    fn new(bytes: usize) -> Stage {
+        // SAFETY: freed in `free`. The flags ask for nothing special.
+        let memory = ended(unsafe { result::malloc_host(bytes, 0) }, "pin memory");
+        let done = ended(result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING), "make an event");
+        Stage { memory, bytes, done }
+    }
+
+    /// Waits until the last copy is done; an event that was never recorded counts as done.
+    fn wait(&self) {
+        // SAFETY: the event lives until `free`.
+        ended(unsafe { result::event::synchronize(self.done) }, "copy");
+    }
+
+    /// # Safety
+    ///
+    /// No copy is under way, and a context is current.
+    unsafe fn free(&self) {
+        // SAFETY: both were made in `new`. What cannot be freed now goes with the process.
+        unsafe {
+            let _ = result::event::destroy(self.done);
+            let _ = result::free_host(self.memory);
+        }
+    }
+}
+
+/// Bytes on their way to the host: a stage that they are copied to, and how many they are.
+pub struct Sent {
+    stage: Stage,
+    bytes: usize,
+}
+
+// SAFETY: as for `Driver`; it is only read once it is handed back to a driver.
+unsafe impl Send for Sent {}
 
 /// A GPU, ready to compute.
 pub struct Driver {
@@ -156,8 +196,11 @@ pub struct Driver {
     products: Products,
     /// First address and length.
     arena: (u64, u64),
+    /// For uploads, used in turn.
     stages: Vec<Stage>,
     next: usize,
+    /// For bytes that are sent to the host, those that are free.
+    parcels: Vec<Stage>,
     context: Context, // dropped last
 }
 
@@ -203,6 +246,8 @@ impl Driver {
 }
 
 impl Device for Driver {
+    type Sent = Sent;
+
     fn open() -> Result<Driver> {
         let (context, facts) = Context::open()?;
         let compiler = Compiler { version: facts.nvrtc };
@@ -231,6 +276,7 @@ impl Device for Driver {
             arena: (0, 0),
             stages: Vec::new(),
             next: 0,
+            parcels: Vec::new(),
             context,
         })
     }
@@ -261,23 +307,19 @@ impl Device for Driver {
             return self.synchronize();
         }
         if self.stages.len() < STAGES {
-            // SAFETY: freed in `drop`. The flags ask for nothing special: it is written once, in order, and read once.
-            let memory = ended(unsafe { result::malloc_host(STAGED, 0) }, "pin memory");
-            let read = ended(result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING), "make an event");
-            self.stages.push(Stage { memory, read });
+            self.stages.push(Stage::new(STAGED));
             self.next = self.stages.len() - 1;
         }
-        let Stage { memory, read } = self.stages[self.next];
+        let stage = &self.stages[self.next];
         self.next = (self.next + 1) % STAGES;
-        // SAFETY: the stage is STAGED bytes long, which `bytes` is not longer than; its last copy is waited for (an event
-        // that was never recorded counts as done), so that nobody reads while it is written; the copy below reads it
-        // before its event, and the arena holds the buffer.
+        stage.wait();
+        // SAFETY: the stage is longer than `bytes`, and nobody reads it any more; the copy reads it before its event, and
+        // the arena holds the buffer.
         unsafe {
-            ended(result::event::synchronize(read), "wait for a copy");
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), memory.cast(), bytes.len());
-            let staged = std::slice::from_raw_parts(memory.cast::<u8>(), bytes.len());
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), stage.memory.cast(), bytes.len());
+            let staged = std::slice::from_raw_parts(stage.memory.cast::<u8>(), bytes.len());
             ended(result::memcpy_htod_async(address, staged, self.stream), "copy to the GPU");
-            ended(result::event::record(read, self.stream), "record an event");
+            ended(result::event::record(stage.done, self.stream), "record an event");
         }
     }
 
@@ -287,6 +329,33 @@ impl Device for Driver {
         // SAFETY: the buffer lies in the arena; `bytes` lives until the copy is done, which is waited for.
         ended(unsafe { result::memcpy_dtoh_async(bytes, self.address(from.at), self.stream) }, "copy from the GPU");
         self.synchronize();
+    }
+
+    fn send(&mut self, from: Buffer, bytes: usize) -> Sent {
+        self.here();
+        assert!(bytes as u64 <= from.bytes, "no more is sent than is there");
+        let free = self.parcels.iter().position(|stage| stage.bytes >= bytes);
+        let stage = match free {
+            Some(free) => self.parcels.swap_remove(free),
+            None => Stage::new(bytes.next_power_of_two().max(SMALLEST)),
+        };
+        // SAFETY: the stage is long enough, and nobody else has it until its event; the arena holds the buffer.
+        unsafe {
+            let memory = std::slice::from_raw_parts_mut(stage.memory.cast::<u8>(), bytes);
+            ended(result::memcpy_dtoh_async(memory, self.address(from.at), self.stream), "copy from the GPU");
+            ended(result::event::record(stage.done, self.stream), "record an event");
+        }
+        Sent { stage, bytes }
+    }
+
+    fn arrived(&mut self, sent: Sent) -> Vec<u8> {
+        self.here();
+        let Sent { stage, bytes } = sent;
+        stage.wait();
+        // SAFETY: the copy has written as many bytes, and is done.
+        let arrived = unsafe { std::slice::from_raw_parts(stage.memory.cast::<u8>(), bytes) }.to_vec();
+        self.parcels.push(stage);
+        arrived
     }
 
     fn zero(&mut self, buffer: Buffer) {
@@ -361,9 +430,8 @@ impl Drop for Driver {
         // SAFETY: all of these were made by this value, and are used no more once the stream is idle.
         unsafe {
             let _ = result::stream::synchronize(self.stream);
-            for stage in &self.stages {
-                let _ = result::event::destroy(stage.read);
-                let _ = result::free_host(stage.memory);
+            for stage in self.stages.iter().chain(&self.parcels) {
+                stage.free();
             }
             if self.arena.0 != 0 {
                 let _ = result::free_sync(self.arena.0);

@@ -13,6 +13,9 @@ use cudarc::{cublaslt, driver, nvrtc};
 use crate::diag::{Diagnostic, Result};
 use crate::storage;
 
+/// Code of the error that a machine without an NVIDIA GPU gives.
+pub const NO_DRIVER: &str = "no-cuda-driver";
+
 /// Loads NVRTC, or says that it is not there.
 pub fn nvrtc() -> Result<()> {
     // SAFETY: looking for a library runs its initialisers; those of NVIDIA's libraries do nothing but for themselves.
@@ -39,7 +42,7 @@ pub fn driver() -> Result<()> {
     if unsafe { driver::sys::is_culib_present() } {
         return Ok(());
     }
-    Err(Diagnostic::error("no-cuda-driver", "CUDA's driver was not found: this machine has no NVIDIA GPU to be used")
+    Err(Diagnostic::error(NO_DRIVER, "CUDA's driver was not found: this machine has no NVIDIA GPU to be used")
         .expected("libcuda.so.1, which NVIDIA's driver installs")
         .help("in a container, give it the GPU (docker run --gpus all)")
         .help("--device cpu trains on the CPU")

@@ -35,6 +35,7 @@ pub mod nvrtc;
 mod products;
 pub mod source;
 
+pub mod bench;
 pub mod check;
 
 use half::bf16;
@@ -290,9 +291,15 @@ impl<D: Device> Ops for Cuda<D> {
         cross_entropy::cross_entropy(&mut self.device, operands, shape, gradient);
     }
 
-    fn losses(&self, losses: Tensor, count: usize) -> Vec<f32> {
-        let mut bytes = vec![0; 4 * count];
-        self.device.download(self.own(losses), &mut bytes);
+    type Losses = D::Sent;
+
+    fn losses(&mut self, losses: Tensor, count: usize) -> D::Sent {
+        let losses = self.own(losses);
+        self.device.send(losses, 4 * count)
+    }
+
+    fn arrived(&mut self, losses: D::Sent) -> Vec<f32> {
+        let bytes = self.device.arrived(losses);
         bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
     }
 

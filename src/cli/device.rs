@@ -1,0 +1,48 @@
+//! `--device`: what computes.
+
+use clap::ValueEnum;
+
+use crate::diag::Result;
+use crate::model::cuda::driver;
+
+/// What was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// The GPU, if there is one that can be used
+    Auto,
+    /// The GPU, or an error
+    Cuda,
+    Cpu,
+}
+
+/// What computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chosen {
+    Cpu,
+    Cuda,
+}
+
+impl Device {
+    /// Looks for a GPU unless the CPU is asked for, and says on stderr what computes.
+    pub fn choose(self) -> Result<Chosen> {
+        let found = match self {
+            Device::Cpu => return Ok(Chosen::Cpu),
+            Device::Cuda => Ok(driver::find()?),
+            Device::Auto => driver::find(),
+        };
+        match found {
+            Ok(facts) => {
+                eprintln!("computing on {} ({})", facts.name, facts.architecture());
+                Ok(Chosen::Cuda)
+            }
+            Err(missing) => {
+                eprintln!("computing on the CPU: {}", missing.message);
+                // A machine that has a GPU ought to be told how to use it.
+                if missing.code != driver::NO_DRIVER {
+                    missing.notes.iter().for_each(|(kind, text)| eprintln!("  = {kind}: {text}"));
+                }
+                Ok(Chosen::Cpu)
+            }
+        }
+    }
+}
