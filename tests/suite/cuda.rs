@@ -333,10 +333,11 @@ fn the_benchmark_of_a_gpu_runs_on_the_simulator() {
     }
     let tiny = r#"{"model_type": "qwen2", "vocab_size": 131, "hidden_size": 64, "intermediate_size": 100,
         "num_hidden_layers": 1, "num_attention_heads": 4}"#;
-    let (speed, _) = bench::model(device, &scale, ceilings, "tiny", tiny).unwrap();
+    let tiny = serde_json::from_str(tiny).unwrap();
+    let (speed, _) = bench::model(device, &scale, ceilings, "tiny", &tiny).unwrap();
     assert!(speed.tokens_per_second > 0.0 && speed.mfu > 0.0 && speed.tokens_per_step == 40, "{speed:?}");
     for name in bench::MODELS {
-        Config::parse(&bench::preset(name).unwrap()).unwrap();
+        Config::parse(&bench::preset(name).unwrap().to_string()).unwrap();
     }
 }
 

@@ -47,9 +47,13 @@ impl Timed {
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Speed {
     pub model: String,
+    /// Its `config.json`.
+    pub config: serde_json::Value,
     pub parameters: usize,
     pub bytes: u64,
     pub tokens_per_step: usize,
+    pub targets: usize,
+    pub segments: Vec<u32>,
     pub step_seconds: f64,
     pub tokens_per_second: f64,
     /// Of the product's ceiling.
@@ -257,7 +261,7 @@ pub fn products<D: Device>(device: D, scale: &Scale, mut report: impl FnMut(&Tim
 pub const MODELS: [&str; 4] = ["0.5B", "1.5B", "3B", "7B"];
 
 /// The `config.json` of a model of [`MODELS`]; none of another name.
-pub fn preset(name: &str) -> Option<String> {
+pub fn preset(name: &str) -> Option<serde_json::Value> {
     let (hidden, inner, layers, heads, kv_heads, vocabulary) = match name {
         "0.5B" => (896, 4864, 24, 14, 2, 151_936),
         "1.5B" => (1536, 8960, 28, 12, 2, 151_936),
@@ -265,13 +269,12 @@ pub fn preset(name: &str) -> Option<String> {
         "7B" => (3584, 18_944, 28, 28, 4, 152_064),
         _ => return None,
     };
-    let config = serde_json::json!({
+    Some(serde_json::json!({
         "model_type": "qwen2", "vocab_size": vocabulary, "hidden_size": hidden, "intermediate_size": inner,
         "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
         "tie_word_embeddings": name != "7B", "rope_theta": 1e6, "rms_norm_eps": 1e-6,
         "max_position_embeddings": 32_768,
-    });
-    Some(config.to_string())
+    }))
 }
 
 /// Rows as FLAN's packs have them: segments of 64 to 448 tokens, a fifth of each trained.
@@ -297,8 +300,14 @@ fn operations(config: &Config, batch: &Batch) -> f64 {
 }
 
 /// Trains a model of random weights for some steps.
-pub fn model<D: Device>(device: D, scale: &Scale, ceilings: Ceilings, name: &str, config: &str) -> Result<(Speed, D)> {
-    let config = Config::parse(config)?;
+pub fn model<D: Device>(
+    device: D,
+    scale: &Scale,
+    ceilings: Ceilings,
+    name: &str,
+    config: &serde_json::Value,
+) -> Result<(Speed, D)> {
+    let (said, config) = (config.clone(), Config::parse(&config.to_string())?);
     let batch = flan_like(scale.tokens, config.vocabulary);
     let purpose = Purpose::Train { recompute: false };
     let layout = Layout { tokens: scale.tokens, logit_rows: 512.min(scale.tokens), purpose };
@@ -328,9 +337,12 @@ pub fn model<D: Device>(device: D, scale: &Scale, ceilings: Ceilings, name: &str
     });
     let speed = Speed {
         model: name.to_owned(),
+        config: said,
         parameters: decoder.parameter_count(&cuda.table),
         bytes: cuda.table.total_bytes(),
         tokens_per_step: batch.tokens(),
+        targets: batch.targets.len(),
+        segments: batch.segments.clone(),
         step_seconds,
         tokens_per_second: batch.tokens() as f64 / step_seconds,
         mfu: operations(&decoder.config, &batch) / step_seconds / ceilings.product,
