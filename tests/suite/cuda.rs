@@ -1,22 +1,26 @@
 //! The backend for GPUs over the simulator: whole models through the launches that run on a GPU, against the CPU.
 
 use std::ffi::c_void;
-use std::process::Command;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
 
 use flanc::diag::Result;
 use flanc::model::arena::{Group, Precision, Table};
 use flanc::model::config::Config;
 use flanc::model::cpu::Cpu;
 use flanc::model::cuda::device::{ALIGNMENT, Arg, Buffer, Device, Launch, Product};
-use flanc::model::cuda::{Cuda, bench, check, driver, gemm, layout};
+use flanc::model::cuda::{Cuda, attention, bench, check, driver, gemm, layout};
 use flanc::model::decoder::{Decoder, Layout, Purpose};
 use flanc::model::ops::{AdafactorStep, Batch, Ops};
 use flanc::model::weights;
 use flanc::seed::Seed;
+use flanc::train::Event;
 use half::bf16;
 
-use super::compile::stderr;
-use super::simulator::{SEEDS, Simulator};
+use super::compile::{Scratch, stderr, walk};
+use super::simulator::{self, SEEDS, Simulator};
 
 /// The simulator as a device: an arena in the memory of the host.
 struct Simulated {
@@ -314,7 +318,9 @@ fn the_check_of_a_gpu_passes_on_the_simulator() {
         println!("{compared:?}");
         assert!(compared.passes(), "{compared:?}");
     };
-    let device = check::operations(device, &[check::ODD], report).unwrap();
+    let widths =
+        attention::WIDTHS.map(|head_dim| check::Shape { head_dim, tokens: 70, width: 24, inner: 16, ..check::ODD });
+    let device = check::operations(device, &[&[check::ODD], &widths[..]].concat(), report).unwrap();
     check::training(device, 2, report).unwrap();
 }
 
@@ -427,4 +433,117 @@ fn kernels_compile_where_nvrtc_is() {
     let (code, said) = flanc(&["gpu", "compile", "--arch", "sm_10"]);
     assert_eq!(code, Some(1));
     assert!(said.contains("error[nvrtc]") && said.contains("for sm_10"), "{said}");
+}
+
+// ---- On a GPU that is simulated behind the driver ------------------------------------------------------------------
+
+/// A directory with libraries that take the place of CUDA's driver, NVRTC and cuBLASLt: one file under three names.
+fn libraries() -> Option<&'static Path> {
+    static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let build = || {
+        let simulator = &Simulator::get()?.path;
+        let source = fs::read("tests/simulator/driver.cpp").unwrap();
+        let key = blake3::hash(&[&source[..], simulator.to_str().unwrap().as_bytes()].concat()).to_hex();
+        let directory = simulator.with_file_name(format!("gpu-{}", &key[..16]));
+        if !directory.exists() {
+            let making = directory.with_extension(std::process::id().to_string());
+            fs::create_dir_all(&making).unwrap();
+            let library = making.join("libcuda.so");
+            let mut command = Command::new(simulator::compiler());
+            command.args([
+                "-std=c++17",
+                "-O2",
+                "-fPIC",
+                "-shared",
+                "-fvisibility=hidden",
+                "tests/simulator/driver.cpp",
+            ]);
+            simulator::run(command.arg(simulator).arg("-o").arg(&library)).unwrap();
+            for name in ["libnvrtc.so", "libcublasLt.so"] {
+                fs::hard_link(&library, making.join(name)).unwrap();
+            }
+            // Another test program may have been as far.
+            fs::rename(&making, &directory).or_else(|_| fs::remove_dir_all(&making)).unwrap();
+        }
+        Some(directory)
+    };
+    BUILT.get_or_init(build).as_deref()
+}
+
+/// Runs the program with a simulated GPU, and an empty cache in `scratch`.
+fn on_simulated_gpu(scratch: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Option<Output> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flanc"));
+    command.env("LD_LIBRARY_PATH", libraries()?).env("XDG_CACHE_HOME", scratch.join("cache"));
+    Some(command.envs(variables.iter().copied()).args(arguments).output().unwrap())
+}
+
+#[test]
+fn the_program_trains_through_the_driver() {
+    let scratch = Scratch::new();
+    super::compile::run(
+        "tasks = ['rte', 'trec']\nlengths = { inputs = 96, targets = 31 }\n\
+         output = { profile = 'packed', sequence = 128, shard_tokens = 30_000 }",
+        &scratch.join("data"),
+    );
+    let config = r#"{"model_type": "qwen2", "vocab_size": 2048, "hidden_size": 32, "intermediate_size": 40,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 128}"#;
+    fs::write(scratch.join("config.json"), config).unwrap();
+    let settings = "tokens_per_step = 256\nmicro_batch = 128\ncheckpoint_every = 2\nvalidate_rows = 1\n\
+        max_norm = 1.0\noptimizer.learning_rate = 1e-2\n";
+    fs::write(scratch.join("train.toml"), settings).unwrap();
+    let path = |name: &str| scratch.join(name).to_str().unwrap().to_owned();
+    let (data, config, settings) = (path("data"), path("config.json"), path("train.toml"));
+    let train = |out: &str, steps: &str, device: &str| {
+        let out = path(out);
+        let arguments = ["train", "--data", &data, "--init", &config, "--settings", &settings, "--threads", "2"];
+        let arguments = [&arguments[..], &["--out", &out, "--steps", steps, "--device", device]].concat();
+        let output = on_simulated_gpu(&scratch, &arguments, &[])?;
+        assert!(output.status.success(), "{}", stderr(&output));
+        Some(stderr(&output))
+    };
+    let losses = |out: &str| -> Vec<f64> {
+        let log = fs::read_to_string(scratch.join(out).join("log.jsonl")).unwrap();
+        let events = log.lines().map(|line| serde_json::from_str(line).unwrap());
+        events.filter_map(|event| if let Event::Step { loss, .. } = event { Some(loss) } else { None }).collect()
+    };
+
+    let Some(said) = train("gpu", "4", "auto") else { return };
+    assert!(said.contains("computing on a simulated GPU (sm_90)"), "{said}");
+    train("cpu", "4", "cpu").unwrap();
+    let (found, expected) = (losses("gpu"), losses("cpu"));
+    println!("{found:.4?} {expected:.4?}");
+    assert_eq!(found.len(), 4);
+    assert!(expected[3] < expected[0] - 0.1, "there is something to be learned: {expected:?}");
+    for (found, expected) in found.iter().zip(&expected) {
+        assert!((found - expected).abs() < 1e-2 * expected, "{found} {expected}");
+    }
+
+    // Kernels are compiled once, and compiled again where what is kept of them is damaged.
+    let cache = scratch.join("cache/flanc");
+    let kept = walk(&cache);
+    assert_eq!(kept.len(), 12, "{kept:?}");
+    let bytes = fs::read(cache.join(&kept[0])).unwrap();
+    fs::write(cache.join(&kept[0]), &bytes[..bytes.len() - 1]).unwrap();
+
+    // A run that was stopped goes on to the bit.
+    train("parts", "2", "cuda").unwrap();
+    train("parts", "4", "cuda").unwrap();
+    assert_eq!(fs::read(cache.join(&kept[0])).unwrap(), bytes);
+    for file in ["model/model.safetensors", "checkpoints/step-00000004/optimizer.safetensors"] {
+        let read = |out: &str| fs::read(scratch.join(out).join(file)).unwrap();
+        assert!(read("gpu") == read("parts"), "{file}");
+    }
+}
+
+#[test]
+fn a_gpu_that_is_too_old_is_refused() {
+    let scratch = Scratch::new();
+    let variables = [("FLANC_SIMULATED_CAPABILITY", "7")];
+    let Some(output) = on_simulated_gpu(&scratch, &["gpu"], &variables) else { return };
+    assert_eq!(output.status.code(), Some(1));
+    insta::assert_snapshot!(stderr(&output));
+    // Asked for by nobody, the CPU takes over, and says why.
+    let arguments = ["eval", "--data", "never", "--model", "never"];
+    let said = stderr(&on_simulated_gpu(&scratch, &arguments, &variables).unwrap());
+    assert!(said.starts_with("computing on the CPU: a simulated GPU is too old"), "{said}");
 }

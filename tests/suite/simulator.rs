@@ -31,6 +31,8 @@ type Entry = unsafe extern "C" fn(
 ) -> c_int;
 
 pub struct Simulator {
+    /// The file that was built.
+    pub path: PathBuf,
     entry: Entry,
     _library: Library,
 }
@@ -128,7 +130,7 @@ impl Simulator {
         let loaded = unsafe { Library::new(&library) }.map_err(|e| e.to_string())?;
         // SAFETY: the type is that of the function in host.cpp.
         let entry: Entry = *unsafe { loaded.get(b"flanc_simulator_launch") }.map_err(|e| e.to_string())?;
-        Ok(Simulator { entry, _library: loaded })
+        Ok(Simulator { path: library, entry, _library: loaded })
     }
 
     /// Runs a kernel over a grid of blocks, under the schedule of `seed`. `arguments` point to the values of its
@@ -158,11 +160,11 @@ impl Simulator {
     }
 }
 
-fn compiler() -> String {
+pub fn compiler() -> String {
     std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned())
 }
 
-fn run(command: &mut Command) -> Result<(), String> {
+pub fn run(command: &mut Command) -> Result<(), String> {
     let output = command.output().map_err(|e| format!("{command:?}: {e}"))?;
     if output.status.success() {
         return Ok(());

@@ -75,7 +75,12 @@ pub fn backward(
     let arguments = [delta, dout, o.bf16(of_q), Arg::int(n), Arg::int(heads)];
     device.launch(Launch::row(&shape.kernel("_delta"), (n * heads * lanes).div_ceil(256), 256), &arguments);
 
-    let rows = if shape.head_dim > 64 { 32 } else { 64 }; // keys or queries at a time
+    // Keys or queries at a time.
+    let rows = match shape.head_dim {
+        ..=64 => 64,
+        65..=128 => 32,
+        _ => 16,
+    };
     let mut launch = |name: &str, heads: usize, arguments: &[&[Arg]]| {
         let (grid, shared) = (shape.blocks(heads), shape.shared(2 * OWNED + 2 * rows));
         device.launch(Launch { kernel: &shape.kernel(name), grid, block: 128, shared }, &arguments.concat());

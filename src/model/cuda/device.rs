@@ -7,7 +7,7 @@
 //! the kernel touches there ([`Buffer::bf16`], …), which is checked against its length: a launch cannot name memory
 //! outside its tensors, and a launcher reads like the kernel's signature.
 
-use crate::diag::{Diagnostic, Result};
+use crate::diag::Result;
 
 /// Tensors begin at multiples of this many bytes: a kernel's widest loads are 16 bytes, cuBLASLt likes 256.
 pub const ALIGNMENT: u64 = 256;
@@ -184,9 +184,4 @@ pub trait Device: Sized {
 /// Numbers as the bytes they have on a device.
 pub fn bytes_of<T: Copy, const N: usize>(values: &[T], bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
     values.iter().flat_map(|&value| bytes(value)).collect()
-}
-
-/// Says that a model is not one that the kernels can run.
-pub fn unsupported(what: String) -> Diagnostic {
-    Diagnostic::error("model-unsupported", what).help("--device cpu runs every model")
 }

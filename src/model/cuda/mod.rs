@@ -41,13 +41,13 @@ pub mod check;
 use half::bf16;
 
 use self::batch::Loaded;
-use self::device::{Buffer, Device, Form, Product, bytes_of, unsupported};
+use self::device::{Buffer, Device, Form, Product, bytes_of};
 use self::layout::{Place, SCALARS, Scratch};
 use self::rmsnorm::Rows;
 use self::rope::Rotations;
 use super::arena::{Kind, Table, Tensor};
 use super::ops::{AdafactorStep, AttentionGradients, AttentionSaved, Batch, Moments, Norm, Ops, Turn};
-use crate::diag::Result;
+use crate::diag::{Diagnostic, Result};
 
 /// A model's memory on a device.
 pub struct Cuda<D> {
@@ -66,9 +66,10 @@ impl<D: Device> Cuda<D> {
     pub fn over(mut device: D, table: Table) -> Result<Cuda<D>> {
         let bounds = table.bounds();
         if !attention::WIDTHS.contains(&bounds.head_dim) {
-            let widths = attention::WIDTHS.map(|w| w.to_string()).join(", ");
-            return Err(unsupported(format!("no kernel attends with heads of {} numbers", bounds.head_dim))
-                .expected(format!("heads of {widths}"))
+            let message = format!("there are no kernels for heads of {} numbers", bounds.head_dim);
+            return Err(Diagnostic::error("model-unsupported", message)
+                .expected(attention::WIDTHS.map(|width| width.to_string()).join(", "))
+                .help("--device cpu runs every model")
                 .into());
         }
         let (table, scratch) = layout::plan(table);
