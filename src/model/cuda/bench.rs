@@ -154,7 +154,8 @@ pub fn ceilings<D: Device>(device: D, scale: &Scale) -> Result<(Ceilings, D)> {
     Ok((ceilings, cuda.device))
 }
 
-/// Operations whose kernels are timed; the rest is too small to matter.
+/// Operations whose kernels are timed; the rest is too small to matter. Of the last but one, and of the likeliest token,
+/// the time includes bringing the result to the host.
 const TIMED: [Operation; 21] = [
     check::Embed,
     check::EmbedBackward,

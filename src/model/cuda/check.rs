@@ -2,7 +2,8 @@
 //!
 //! Inputs are drawn from a seed and rounded to bf16 for both sides. What is compared is the length of the difference
 //! over the length of what the CPU computed in f32; the device's own rounding to bf16 is 2⁻⁹ of a number, so that sums
-//! of many rounded numbers differ by some thousandths.
+//! of many rounded numbers differ by some thousandths. Sums in f32 differ by their order, and by how tensor cores cut
+//! off what they add.
 
 use half::bf16;
 
@@ -65,7 +66,7 @@ pub(super) use Operation::*;
 /// With the most that an output may differ by.
 const OPERATIONS: [(Operation, f64); 23] = [
     (Embed, 0.0),
-    (EmbedBackward, 1e-6),
+    (EmbedBackward, 1e-5),
     (Rmsnorm, 4e-3),
     (ResidualRmsnorm, 6e-3),
     (RmsnormBackward, 4e-3),
@@ -73,7 +74,7 @@ const OPERATIONS: [(Operation, f64); 23] = [
     (HeadRmsnormBackward, 4e-3),
     (Linear, 4e-3),
     (LinearBackwardInput, 4e-3),
-    (LinearBackwardWeight, 1e-5),
+    (LinearBackwardWeight, 1e-4),
     (RopeForward, 4e-3),
     (RopeBack, 4e-3),
     (Attention, 6e-3),
@@ -84,7 +85,7 @@ const OPERATIONS: [(Operation, f64); 23] = [
     (Scatter, 0.0),
     (CrossEntropy, 4e-3),
     (Argmax, 0.0),
-    (Norm, 1e-6),
+    (Norm, 1e-5),
     (AdafactorMatrix, 1e-5),
     (AdafactorVector, 1e-5),
 ];
@@ -121,7 +122,7 @@ pub fn operations<D: Device>(device: D, shapes: &[Shape], mut report: impl FnMut
             let (error, back) = own_product(device, *shape, form)?;
             device = back;
             let Shape { tokens: m, width: k, inner: n, .. } = *shape;
-            report(&Compared { what: format!("our product {form:?} {m} {n} {k}"), error, tolerance: 1e-5 });
+            report(&Compared { what: format!("our product {form:?} {m} {n} {k}"), error, tolerance: 1e-4 });
         }
     }
     Ok(device)
@@ -298,10 +299,18 @@ fn apply<O: Ops>(ops: &mut O, shape: Shape, operation: Operation, case: &Case) -
     if operation == AttentionBackward {
         run(ops, Attention, case, 0); // which gives it o and lse
     }
-    match run(ops, operation, case, batch.rows.len()) {
-        Some(returned) => vec![returned],
-        None => case.outputs.iter().map(|&output| ops.read(case.tensors[output])).collect(),
+    let count = batch.rows.len();
+    if let Some(returned) = run(ops, operation, case, count) {
+        return vec![returned];
     }
+    let read = |&output: &usize| {
+        let mut numbers = ops.read(case.tensors[output]);
+        if matches!(operation, CrossEntropy | Gather) {
+            numbers.truncate(numbers.len() / shape.tokens * count); // the rest is as it was
+        }
+        numbers
+    };
+    case.outputs.iter().map(read).collect()
 }
 
 /// What operations need besides their operands.
