@@ -69,11 +69,12 @@ struct Context {
 impl Context {
     fn open() -> Result<(Context, Facts)> {
         libraries::driver()?;
-        let no_gpu = |e: DriverError| {
+        let no_gpu = |e: DriverError| -> Box<Diagnostic> {
             Diagnostic::error("no-gpu", "CUDA's driver is there, but no GPU that it can use")
                 .found(said(e))
                 .help("nvidia-smi shows what the driver sees; CUDA_VISIBLE_DEVICES may hide devices")
                 .help("--device cpu trains on the CPU")
+                .into()
         };
         result::init().map_err(no_gpu)?;
         let device = result::device::get(0).map_err(no_gpu)?;
@@ -255,15 +256,16 @@ impl Device for Driver {
         let codes: Vec<Vec<u8>> =
             source::all().par_iter().map(|source| compiler.code(source, &architecture)).collect::<Result<_>>()?;
         context.make_current().map_err(broken)?; // of this thread, whoever compiled
-        let load = |code: &Vec<u8>| {
+        let load = |code: &Vec<u8>| -> Result<sys::CUmodule> {
             // SAFETY: a CUBIN that NVRTC made; the driver copies it.
             unsafe { result::module::load_data(code.as_ptr().cast()) }.map_err(|e| {
                 Diagnostic::error("kernels", "the driver does not take the kernels that NVRTC compiled")
                     .found(format!("{}; driver for CUDA {:?}, NVRTC {:?}", said(e), facts.driver, facts.nvrtc))
                     .help("an NVRTC that is newer than the driver: update the driver, or install an older NVRTC")
+                    .into()
             })
         };
-        let modules = codes.iter().map(load).collect::<Result<_, _>>()?;
+        let modules = codes.iter().map(load).collect::<Result<_>>()?;
         let stream = result::stream::create(StreamKind::NonBlocking).map_err(broken)?;
         let products = Products::new()
             .map_err(|e| Diagnostic::error("cublaslt", "cuBLASLt does not start").found(format!("{:?}", e.0)))?;
@@ -449,8 +451,8 @@ fn said(error: DriverError) -> String {
     format!("{error:?}")
 }
 
-fn broken(error: DriverError) -> Diagnostic {
-    Diagnostic::error("gpu", "the GPU does not do what it is asked for").found(said(error))
+fn broken(error: DriverError) -> Box<Diagnostic> {
+    Diagnostic::error("gpu", "the GPU does not do what it is asked for").found(said(error)).into()
 }
 
 /// Ends the run if the device has failed; see the module's text.
