@@ -104,7 +104,7 @@ pub struct Bounds {
     pub tokens: usize,
     /// Most rows of logits at a time (R).
     pub logit_rows: usize,
-    /// Query heads (H) and the width of a head (D).
+    /// Query heads (H), 0 where nothing attends, and the width of a head (D).
     pub heads: usize,
     pub head_dim: usize,
 }

@@ -79,6 +79,7 @@ API int cuGetErrorString(int error, const char** text) {
   *text = error == OUT_OF_MEMORY ? "out of memory" : error == NO_CONTEXT ? "no context is current" : "invalid value";
   return OK;
 }
+API int cuDeviceGetCount(int* count) { return *count = 1, OK; }
 API int cuDeviceGet(int* device, int ordinal) { return *device = ordinal, ordinal == 0 ? OK : INVALID; }
 API int cuDeviceGetName(char* name, int length, int) { return snprintf(name, length, "a simulated GPU"), OK; }
 API int cuDeviceGetAttribute(int* value, int attribute, int) {

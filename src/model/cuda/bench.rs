@@ -13,7 +13,7 @@ use super::check::{self, Operation, Shape};
 use super::device::{Buffer, Device, Form, Product};
 use super::{Cuda, cast, gemm};
 use crate::diag::Result;
-use crate::model::arena::{Bounds, Group, Kind, Table, Tensor};
+use crate::model::arena::{Group, Kind, Table, Tensor};
 use crate::model::config::Config;
 use crate::model::decoder::{Decoder, Layout, Purpose};
 use crate::model::ops::{AdafactorStep, Batch, Ops};
@@ -139,7 +139,7 @@ fn tile<D: Device>(cuda: &mut Cuda<D>, tensor: Tensor, numbers: &[f32]) {
 /// Measures what the device can do.
 pub fn ceilings<D: Device>(device: D, scale: &Scale) -> Result<(Ceilings, D)> {
     let n = scale.product;
-    let mut table = Table::new(Bounds { tokens: 1, logit_rows: 1, heads: 1, head_dim: 32 });
+    let mut table = Table::default();
     let mut add = |shape: &[usize]| table.add(Group::Workspace, Kind::Activation, "operand", shape);
     let [from, to] = [add(&[scale.copied]), add(&[scale.copied])];
     let matrices = [add(&[n, n]), add(&[n, n]), add(&[n, n])];
@@ -241,7 +241,7 @@ pub fn kernels<D: Device>(device: D, scale: &Scale, ceilings: Ceilings, mut repo
 /// Times our own product; its floor is the device's time for the same.
 pub fn products<D: Device>(device: D, scale: &Scale, mut report: impl FnMut(&Timed)) -> Result<D> {
     let Shape { tokens: m, width: k, inner: n, .. } = scale.kernels;
-    let mut table = Table::new(Bounds { tokens: 1, logit_rows: 1, heads: 1, head_dim: 32 });
+    let mut table = Table::default();
     let mut add = |shape: &[usize]| table.add(Group::Workspace, Kind::Activation, "operand", shape);
     let operands = [add(&[m, n]), add(&[m, k]), add(&[n, k])];
     let mut cuda = Cuda::over(device, table)?;

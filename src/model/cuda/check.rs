@@ -376,7 +376,7 @@ fn one<D: Device>(device: D, shape: Shape, operation: Operation) -> Result<(f64,
 /// Our own product against the device's.
 fn own_product<D: Device>(device: D, shape: Shape, form: Form) -> Result<(f64, D)> {
     let Shape { tokens: m, width: k, inner: n, .. } = shape;
-    let mut table = Table::new(Bounds { tokens: m, logit_rows: m, heads: 1, head_dim: 32 });
+    let mut table = Table::default();
     let mut add = |kind, shape: &[usize]| table.add(Group::Workspace, kind, "operand", shape);
     let (a, b) = (add(Kind::Activation, &[m, k]), add(Kind::Activation, &[n, k]));
     let results = [add(Kind::Exact, &[m, n]), add(Kind::Exact, &[m, n])];

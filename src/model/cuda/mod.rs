@@ -65,7 +65,7 @@ impl<D: Device> Cuda<D> {
     /// Takes the memory for `table` and for what is kept beside it.
     pub fn over(mut device: D, table: Table) -> Result<Cuda<D>> {
         let bounds = table.bounds();
-        if !attention::WIDTHS.contains(&bounds.head_dim) {
+        if bounds.heads > 0 && !attention::WIDTHS.contains(&bounds.head_dim) {
             let message = format!("there are no kernels for heads of {} numbers", bounds.head_dim);
             return Err(Diagnostic::error("model-unsupported", message)
                 .expected(attention::WIDTHS.map(|width| width.to_string()).join(", "))
