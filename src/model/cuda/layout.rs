@@ -42,7 +42,7 @@ pub fn plan(table: Table) -> (Table, Scratch) {
     let scratch = Scratch {
         batch: add("batch", &[9 * bounds.tokens + 1]),
         rotations: add("rotations", &[2, bounds.tokens, bounds.head_dim / 2]),
-        delta: add("delta", &[bounds.heads, bounds.tokens]),
+        delta: add("attention delta", &[bounds.heads, bounds.tokens]),
         partial: add("partial sums", &[partial]),
         squares: add("squares", &[2 * squares]),
         scalars: add("scalars", &[SCALARS / 4 + bounds.logit_rows]),
