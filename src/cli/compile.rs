@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{DataDirs, Definitions, Outcome, grouped, print, report};
+use super::{DataDirs, Definitions, Failure, Outcome, grouped, print, report};
 use crate::compile::{self, Compiled, Progress};
 use crate::mixture;
 use crate::plan::plan;
@@ -44,19 +44,48 @@ pub struct Compile {
 /// The recipe that runs when none is named.
 const SAMPLE: &str = "sample";
 
+/// What a recipe is compiled from and with.
+pub(super) struct Sources<'a> {
+    pub recipe: &'a str,
+    pub data: &'a DataDirs,
+    pub definitions: &'a Definitions,
+    pub max_bad_records: u64,
+}
+
+/// Compiles into `out`; warnings and progress go to stderr.
+pub(super) fn compile_into(
+    out: &Path,
+    sources: &Sources<'_>,
+    threads: Option<usize>,
+) -> Result<compile::Outcome, Failure> {
+    let (catalogue, warnings) = sources.definitions.load()?;
+    report(&warnings);
+    let (recipe, warnings) = mixture::find(sources.recipe, &catalogue)?;
+    report(&warnings);
+    let pool = super::threads(threads)?;
+    let plan = plan(recipe, &catalogue, &sources.data.data_dirs)?;
+    report(&plan.warnings);
+    let progress = Progress::default();
+    let outcome =
+        watch(&progress, || pool.install(|| compile::compile(&plan, out, sources.max_bad_records, &progress)))?;
+    if let compile::Outcome::Compiled(compiled) = &outcome {
+        for bad in &compiled.bad {
+            eprintln!("{bad}");
+        }
+    }
+    Ok(outcome)
+}
+
 impl Compile {
     pub fn run(self) -> Outcome {
         let began = Instant::now();
-        let (catalogue, warnings) = self.definitions.load()?;
-        report(&warnings);
-        let (recipe, warnings) = mixture::find(self.recipe.as_deref().unwrap_or(SAMPLE), &catalogue)?;
-        report(&warnings);
-        let pool = super::threads(self.threads)?;
-        let plan = plan(recipe, &catalogue, &self.data.data_dirs)?;
-        report(&plan.warnings);
-        let progress = Progress::default();
-        let outcome =
-            watch(&progress, || pool.install(|| compile::compile(&plan, &self.out, self.max_bad_records, &progress)))?;
+        let sources = Sources {
+            recipe: self.recipe.as_deref().unwrap_or(SAMPLE),
+            data: &self.data,
+            definitions: &self.definitions,
+            max_bad_records: self.max_bad_records,
+        };
+        let outcome = compile_into(&self.out, &sources, self.threads)?;
         match outcome {
             compile::Outcome::UpToDate(manifest) => {
                 if self.json {
@@ -65,14 +94,11 @@ impl Compile {
                 print(&format!(
                     "{} is up to date: plan {}, {} files\n",
                     self.out.display(),
-                    &plan.hash[..16],
+                    &manifest.plan[..16],
                     manifest.files.len()
                 ))
             }
             compile::Outcome::Compiled(compiled) => {
-                for bad in &compiled.bad {
-                    eprintln!("{bad}");
-                }
                 if self.json {
                     let seconds: serde_json::Map<_, _> =
                         compiled.seconds.iter().map(|(phase, s)| ((*phase).to_owned(), serde_json::json!(s))).collect();

@@ -1,22 +1,25 @@
 //! `flanc train`: a model is fine-tuned on a compiled mixture.
 
-use std::io::IsTerminal;
-use std::path::PathBuf;
-use std::time::Duration;
+mod view;
+
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 
+use self::view::View;
+use super::compile::{Sources, compile_into};
 use super::device::{Chosen, Device};
-use super::{Outcome, print};
+use super::{DataDirs, Definitions, Failure, Outcome, grouped, print};
+use crate::compile;
 use crate::diag::Result;
-use crate::model::arena::{Group, megabytes};
+use crate::model::arena::Group;
 use crate::model::cpu::Cpu;
 use crate::model::cuda::driver::{self, Driver};
 use crate::model::cuda::{Cuda, layout};
+use crate::model::ranks::{Place, Ranks};
 use crate::storage;
 use crate::train::settings::Settings;
-use crate::train::{Event, Origin, Run, Summary, config, lay_out, open, train};
+use crate::train::{Origin, Run, Summary, config, lay_out, open, train};
 
 /// Fine-tune a language model on a compiled mixture
 ///
@@ -26,18 +29,18 @@ use crate::train::{Event, Origin, Run, Summary, config, lay_out, open, train};
 /// step, 30,000 steps.
 #[derive(Args)]
 #[command(after_help = "Examples:
-  flanc train --data out --out run --init data/tiny-model/config.json --settings data/tiny-model/train.toml
-  flanc train --data out --out run --model ~/models/Qwen2.5-0.5B --plan")]
+  flanc train --recipe sample-held-out --init tiny --out run
+  flanc train --data out --out run --model ~/models/Qwen2.5-0.5B
+  flanc train --data out --model ~/models/Qwen2.5-0.5B --plan")]
 pub struct Train {
-    /// Directory that `flanc compile` wrote, of profile packed
-    #[arg(long, value_name = "DIR")]
-    data: PathBuf,
+    #[command(flatten)]
+    source: SourceOptions,
     /// Directory for checkpoints, log and the finished model
     #[arg(long, value_name = "RUN", required_unless_present = "plan")]
     out: Option<PathBuf>,
     #[command(flatten)]
     origin: OriginOptions,
-    /// Settings of the run, see docs/TRAINING.md
+    /// Settings of the run, see docs/TRAINING.md [default: FLAN's; with --init tiny those of data/tiny-model]
     #[arg(long, value_name = "TOML")]
     settings: Option<PathBuf>,
     /// Steps of the optimizer
@@ -73,6 +76,21 @@ pub struct Train {
     /// Print every event, and the summary, as a JSON object a line
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    data_dirs: DataDirs,
+    #[command(flatten)]
+    definitions: Definitions,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct SourceOptions {
+    /// Directory that `flanc compile` wrote, of profile packed
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Compile this recipe first, into RUN/data: a file or the name of a bundled one
+    #[arg(long, requires = "out")]
+    recipe: Option<String>,
 }
 
 #[derive(Args)]
@@ -81,44 +99,105 @@ struct OriginOptions {
     /// Directory of the model to begin with: config.json and safetensors
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Begin with fresh weights of this shape
+    /// Begin with fresh weights of this shape; `tiny` is a bundled one of a million parameters
     #[arg(long, value_name = "CONFIG.json")]
     init: Option<PathBuf>,
 }
 
-impl Train {
-    pub fn run(self) -> Outcome {
-        let origin = match (&self.origin.model, &self.origin.init) {
+impl OriginOptions {
+    fn origin(&self) -> Origin {
+        match (&self.model, &self.init) {
             (Some(directory), _) => Origin::Checkpoint(directory.clone()),
+            (None, Some(file)) if file.as_os_str() == "tiny" => Origin::Tiny,
             (None, Some(file)) => Origin::Fresh(file.clone()),
             (None, None) => unreachable!("clap requires one of them"),
-        };
-        let out = self.out.clone().unwrap_or_default();
-        let run = Run { data: self.data.clone(), out, origin, settings: self.settings()? };
-        if self.plan {
-            return self.print_plan(&run);
         }
+    }
+}
+
+impl Train {
+    pub fn run(self) -> Outcome {
+        let origin = self.origin.origin();
+        let settings = self.settings(&origin)?;
+        let out = self.out.clone().unwrap_or_default();
+        let place = Place::here()?;
+        if self.plan {
+            let run = Run { data: self.data(&out)?, out, origin, settings };
+            return self.print_plan(&run, place.map_or(1, |place| place.size));
+        }
+        let mut ranks = match &place {
+            None => Ranks::alone(),
+            Some(place) => {
+                let (host, port) = &place.first;
+                eprintln!("rank {} of {}, with rank 0 at {host}:{port}", place.rank, place.size);
+                Ranks::connect(place)?
+            }
+        };
+        let run = Run { data: self.data_of_all(&out, &mut ranks)?, out, origin, settings };
         let pool = super::threads(self.threads)?;
         let device = self.device.choose()?;
-        let mut view = View { bar: None, json: self.json, last: None };
+        let mut view = View::new(self.json);
         let summary = pool.install(|| match device {
-            Chosen::Cpu => train::<Cpu>(&run, &mut |event| view.show(event)),
-            Chosen::Cuda => train::<Cuda<Driver>>(&run, &mut |event| view.show(event)),
+            Chosen::Cpu => train::<Cpu>(&run, &mut ranks, &mut |event| view.show(event)),
+            Chosen::Cuda => train::<Cuda<Driver>>(&run, &mut ranks, &mut |event| view.show(event)),
         });
-        if let Some(bar) = &view.bar {
-            bar.finish_and_clear();
-        }
+        view.close();
         let summary = summary?;
+        if !ranks.leads() {
+            return Ok(());
+        }
         if self.json {
             return print(&format!("{}\n", serde_json::json!(summary)));
         }
         print(&text(&summary, &run))
     }
 
-    fn settings(&self) -> Result<Settings> {
-        let mut settings = match &self.settings {
-            Some(path) => Settings::open(path)?,
-            None => Settings::default(),
+    /// Where the data is; rank 0 compiles it, if a recipe is given, and the others wait.
+    fn data_of_all(&self, out: &Path, ranks: &mut Ranks) -> std::result::Result<PathBuf, Failure> {
+        match &self.source.recipe {
+            Some(_) if !ranks.leads() => {
+                ranks.share(Vec::new())?;
+                Ok(compiled(out))
+            }
+            Some(_) => {
+                let data = self.data(out)?;
+                ranks.share(Vec::new())?;
+                Ok(data)
+            }
+            None => self.data(out),
+        }
+    }
+
+    /// Where the data is; compiled now, if a recipe is given.
+    fn data(&self, out: &Path) -> std::result::Result<PathBuf, Failure> {
+        let (data, recipe) = match (&self.source.data, &self.source.recipe) {
+            (Some(data), _) => return Ok(data.clone()),
+            (None, Some(recipe)) => (compiled(out), recipe),
+            (None, None) => unreachable!("clap requires one of them"),
+        };
+        let sources = Sources { recipe, data: &self.data_dirs, definitions: &self.definitions, max_bad_records: 0 };
+        let (manifest, up_to_date) = match compile_into(&data, &sources, self.threads)? {
+            compile::Outcome::UpToDate(manifest) => (manifest, true),
+            compile::Outcome::Compiled(compiled) => (compiled.manifest, false),
+        };
+        let (prompts, tokens) = manifest.mixture.get("train").map_or((0, 0), |train| (train.prompts, train.tokens));
+        if self.json {
+            let event = serde_json::json!({
+                "event": "compiled", "recipe": recipe, "data": data, "up_to_date": up_to_date,
+                "prompts": prompts, "tokens": tokens, "plan": manifest.plan,
+            });
+            print(&format!("{event}\n"))?;
+        }
+        let done = if up_to_date { "is up to date" } else { "is compiled" };
+        eprintln!("{}: {recipe} {done}, {} prompts, {} tokens", data.display(), grouped(prompts), grouped(tokens));
+        Ok(data)
+    }
+
+    fn settings(&self, origin: &Origin) -> Result<Settings> {
+        let mut settings = match (&self.settings, origin) {
+            (Some(path), _) => Settings::open(path)?,
+            (None, Origin::Tiny) => Settings::tiny(),
+            (None, _) => Settings::default(),
         };
         settings.steps = self.steps.unwrap_or(settings.steps);
         settings.tokens_per_step = self.tokens_per_step.unwrap_or(settings.tokens_per_step);
@@ -130,18 +209,19 @@ impl Train {
         Ok(settings)
     }
 
-    fn print_plan(&self, run: &Run) -> Outcome {
+    fn print_plan(&self, run: &Run, ranks: usize) -> Outcome {
         let config = config(&run.origin)?;
         let data = open(run, &config)?;
-        let (decoder, table) = lay_out(config, &run.settings, data.train.sequence);
         // A plan for a GPU needs none: only what is free on it is asked for, if there is one.
         let gpu = if self.device == Device::Cpu { None } else { driver::find().ok() };
-        let on_gpu = self.device == Device::Cuda || gpu.is_some();
-        let (table, free, what) = if on_gpu {
+        let (settings, sequence) = (&run.settings, data.train.sequence);
+        let (decoder, table, free, what) = if self.device == Device::Cuda || gpu.is_some() {
+            let (decoder, table) = lay_out::<Cuda<Driver>>(config, settings, sequence, ranks);
             let free = gpu.map(|facts| facts.memory_free as u64);
-            (layout::plan(table).0, free, "in bf16, sums and weights in f32, on a GPU")
+            (decoder, layout::plan(table).0, free, "in bf16, sums and weights in f32, on a GPU")
         } else {
-            (table, free_memory(), "in f32 on the CPU")
+            let (decoder, table) = lay_out::<Cpu>(config, settings, sequence, ranks);
+            (decoder, table, free_memory(), "in f32 on the CPU")
         };
         let memory = self.memory.map(|gb| (gb * 1e9) as u64).or(free);
         let parameters = decoder.parameter_count(&table);
@@ -163,68 +243,16 @@ impl Train {
     }
 }
 
+/// Where a recipe is compiled to.
+fn compiled(out: &Path) -> PathBuf {
+    out.join("data")
+}
+
 /// Memory that could be taken without swapping, where the system says so.
 fn free_memory() -> Option<u64> {
     let text = storage::read_text("/proc/meminfo".as_ref()).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
-}
-
-/// Shows events: as JSON on stdout, as a bar on a terminal, else a line now and then.
-struct View {
-    bar: Option<ProgressBar>,
-    json: bool,
-    last: Option<std::time::Instant>,
-}
-
-impl View {
-    fn show(&mut self, event: &Event) {
-        if self.json {
-            // A closed stdout is no reason to stop training.
-            let _ = print(&format!("{}\n", serde_json::json!(event)));
-        }
-        match event {
-            Event::Started { step, steps, parameters, bytes, .. } => {
-                let said = format!("{parameters} parameters, {} of memory", megabytes(*bytes));
-                self.line(if *step > 0 { format!("{said}; goes on after step {step}") } else { said });
-                if std::io::stderr().is_terminal() {
-                    let bar = ProgressBar::new(*steps).with_position(*step);
-                    let style = ProgressStyle::with_template("[{bar:30}] {pos}/{len} {msg} ETA {eta}");
-                    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
-                    bar.reset_eta();
-                    self.bar = Some(bar);
-                }
-            }
-            Event::Step { step, loss, tokens_per_second, .. } => {
-                let said = format!("loss {loss:.4}, {tokens_per_second:.0} tokens/s");
-                match &self.bar {
-                    Some(bar) => {
-                        bar.set_position(*step);
-                        bar.set_message(said);
-                    }
-                    None if self.last.is_none_or(|l| l.elapsed() > Duration::from_secs(10)) => {
-                        self.last = Some(std::time::Instant::now());
-                        self.line(format!("step {step}: {said}"));
-                    }
-                    None => {}
-                }
-            }
-            Event::Skipped { step, reason, rows } => {
-                self.line(format!("step {step} was skipped: {reason} (rows {}..{})", rows.0, rows.1));
-            }
-            Event::Validation { step, loss, targets } => {
-                self.line(format!("step {step}: validation loss {loss:.4} ({targets} tokens)"));
-            }
-            Event::Checkpoint { .. } | Event::Finished { .. } => {}
-        }
-    }
-
-    fn line(&self, text: String) {
-        match &self.bar {
-            Some(bar) => bar.println(text),
-            None => eprintln!("{text}"),
-        }
-    }
 }
 
 fn text(summary: &Summary, run: &Run) -> String {
@@ -240,6 +268,8 @@ fn text(summary: &Summary, run: &Run) -> String {
     if !summary.trained {
         text.push_str("; nothing was left to do");
     }
-    text.push_str(&format!("\nmodel: {out}/model, curve: {out}/loss.svg, log: {out}/log.jsonl\n"));
+    text.push_str(&format!(
+        "\nmodel: {out}/model, curve: {out}/loss.svg, log: {out}/log.jsonl, TensorBoard: {out}/tensorboard\n"
+    ));
     text
 }

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use super::arena::{Group, Table, Tensor};
 use super::ops::{AdafactorStep, AttentionGradients, AttentionSaved, Batch, Moments, Norm, Ops, Turn};
+use super::ranks::Ranks;
 use crate::diag::Result;
 
 /// Rows of activations that are worked on at a time.
@@ -56,6 +57,8 @@ impl Cpu {
 }
 
 impl Ops for Cpu {
+    const SUMS_IN_ORDER: bool = true;
+
     fn allocate(table: Table) -> Result<Cpu> {
         let mut buffers = Vec::with_capacity(table.entries().len());
         for (index, entry) in table.entries().iter().enumerate() {
@@ -420,6 +423,13 @@ impl Ops for Cpu {
             best as u32
         };
         self.get(logits)[..count * width].par_chunks(width).map(best).collect()
+    }
+
+    fn sum_over_ranks(&mut self, total: Option<Tensor>, g: Tensor, ranks: &mut Ranks) -> Result<()> {
+        let start = total.map(|total| self.take(total));
+        let sum = ranks.sum(start, self.get(g))?;
+        self.put(total.unwrap_or(g), sum);
+        Ok(())
     }
 
     fn norm(&mut self, gradients: &[Tensor]) -> Norm {

@@ -14,6 +14,8 @@
 use super::arena::{Bounds, Group, Kind, Table, Tensor};
 use super::config::Config;
 use super::ops::{AdafactorStep, AttentionGradients, AttentionSaved, Batch, Moments, Norm, Ops, Turn};
+use super::ranks::Ranks;
+use crate::diag::Result;
 
 /// What a model is laid out for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +44,8 @@ pub struct Parameter {
     pub weight: Tensor,
     /// Of a model laid out for training.
     pub training: Option<(Tensor, Moments)>,
+    /// Where the gradients of several passes are added up, if they are kept apart.
+    pub total: Option<Tensor>,
 }
 
 pub struct Decoder {
@@ -165,7 +169,7 @@ impl Tables {
             };
             (gradient, moments)
         });
-        self.parameters.push(Parameter { name, weight: w, training });
+        self.parameters.push(Parameter { name, weight: w, training, total: None });
         Weight { w, d: training.map(|(gradient, _)| gradient) }
     }
 
@@ -294,6 +298,16 @@ impl Decoder {
         (decoder, table)
     }
 
+    /// Adds a second copy of the gradients to the table: each pass then begins with gradients of zero, and is added to
+    /// the total by [`Decoder::sum_gradients`].
+    pub fn keep_totals(&mut self, table: &mut Table) {
+        for parameter in self.parameters.iter_mut().filter(|p| p.training.is_some()) {
+            let shape = table.get(parameter.weight).shape.clone();
+            let name = format!("total gradient of {}", parameter.name);
+            parameter.total = Some(table.add(Group::Gradients, Kind::Exact, name, &shape));
+        }
+    }
+
     /// Numbers that are learned.
     pub fn parameter_count(&self, table: &Table) -> usize {
         self.parameters.iter().map(|p| table.get(p.weight).len()).sum()
@@ -348,25 +362,51 @@ impl Decoder {
         ops.losses(self.work.losses, batch.rows.len())
     }
 
+    /// Before each pass, or all passes of a step where they are not kept apart.
     pub fn zero_gradients(&self, ops: &mut impl Ops) {
         for (gradient, _) in self.parameters.iter().filter_map(|p| p.training) {
             ops.zero(gradient);
         }
     }
 
+    /// Before the first pass of a step.
+    pub fn zero_totals(&self, ops: &mut impl Ops) {
+        for total in self.parameters.iter().filter_map(|p| p.total) {
+            ops.zero(total);
+        }
+    }
+
+    /// Adds the gradients of all ranks to the totals, or puts their sum in their place.
+    pub fn sum_gradients(&self, ops: &mut impl Ops, ranks: &mut Ranks) -> Result<()> {
+        for parameter in &self.parameters {
+            if let Some((gradient, _)) = parameter.training
+                && (parameter.total.is_some() || ranks.size() > 1)
+            {
+                ops.sum_over_ranks(parameter.total, gradient, ranks)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Length of all gradients together.
     pub fn gradient_norm(&self, ops: &mut impl Ops) -> Norm {
-        let gradients: Vec<Tensor> = self.parameters.iter().filter_map(|p| Some(p.training?.0)).collect();
+        let gradients: Vec<Tensor> = self.trained().map(|(_, gradient, _)| gradient).collect();
         ops.norm(&gradients)
     }
 
     /// A step of the optimizer over all weights.
     pub fn update(&self, ops: &mut impl Ops, step: &AdafactorStep) {
-        for parameter in &self.parameters {
-            if let Some((gradient, moments)) = parameter.training {
-                ops.adafactor(parameter.weight, gradient, moments, step);
-            }
+        for (weight, gradient, moments) in self.trained() {
+            ops.adafactor(weight, gradient, moments, step);
         }
+    }
+
+    /// What the optimizer works on: weights, their gradients (in all), and moments.
+    fn trained(&self) -> impl Iterator<Item = (Tensor, Tensor, Moments)> {
+        self.parameters.iter().filter_map(|p| {
+            let (gradient, moments) = p.training?;
+            Some((p.weight, p.total.unwrap_or(gradient), moments))
+        })
     }
 
     /// Makes logits of the batch's rows, a chunk at a time.

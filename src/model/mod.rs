@@ -8,4 +8,6 @@ pub mod cpu;
 pub mod cuda;
 pub mod decoder;
 pub mod ops;
+pub mod ranks;
+pub mod speed;
 pub mod weights;

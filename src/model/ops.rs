@@ -25,6 +25,7 @@
 //! hold (NaN included).
 
 use super::arena::{Table, Tensor};
+use super::ranks::Ranks;
 use crate::diag::Result;
 
 /// The tokens of a forward pass, and which of their positions are trained or scored.
@@ -210,6 +211,17 @@ pub trait Ops: Sized {
 
     /// The most likely token of each row, the lowest id of several · logits (R, V)
     fn argmax(&mut self, logits: Tensor, count: usize) -> Vec<u32>;
+
+    // Ranks
+
+    /// Whether gradients of passes are kept apart and added up in the order of the passes, over all ranks: results then
+    /// do not depend on the number of ranks, and a second copy of the gradients is needed where ranks do several passes
+    /// each. Otherwise each rank adds up its own, and ranks are summed once a step.
+    const SUMS_IN_ORDER: bool;
+
+    /// `g = Σ g` over the ranks; with `total`, which a backend has whose sums are in order, `total += Σ g`, one rank
+    /// after another. All ranks hold the same bytes afterwards.
+    fn sum_over_ranks(&mut self, total: Option<Tensor>, g: Tensor, ranks: &mut Ranks) -> Result<()>;
 
     // Optimizer
 

@@ -114,11 +114,6 @@ impl Shards {
         Rows { shards: self, file, skip: row as usize, reader: None, open: Vec::new(), number: 0 }
     }
 
-    /// Rows that make up a step.
-    pub fn rows_per_step(&self, tokens: usize) -> usize {
-        (tokens / self.sequence.max(1)).max(1)
-    }
-
     fn wrong(&self, file: &str, row: u64, what: String) -> Box<Diagnostic> {
         Diagnostic::error("packed-row", format!("row {row} of {file} {what}"))
             .at(&self.root.join(file))

@@ -6,32 +6,39 @@
 //! | --- | --- |
 //! | `model/` | the finished model, for transformers and vLLM, and its tokenizer |
 //! | `log.jsonl` | an object for every [`Event`]: each step with its loss, validations, what was skipped |
+//! | `tensorboard/` | the same numbers for TensorBoard |
 //! | `loss.svg` | the curve |
 //! | `checkpoints/` | see [`checkpoint`] |
 //!
 //! The same command goes on where a stopped run was, to the bit. A step is weighted by its target tokens, not by
-//! passes or rows: how a step is cut into passes changes no gradient but by rounding.
+//! passes or rows: how a step is cut into passes changes no gradient but by rounding. Several [`Ranks`] share the passes
+//! of each step; rank 0 decides where a run begins, and writes.
 
 pub mod checkpoint;
 pub mod curve;
 pub mod data;
+pub mod log;
 pub mod settings;
+mod steps;
+pub mod tensorboard;
 
-use std::path::{Path, PathBuf};
-use std::sync::mpsc::sync_channel;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 use self::checkpoint::State;
-use self::data::{Data, Limits, Step};
+use self::data::{Data, Limits};
+use self::log::Log;
+pub use self::log::{Event, Summary};
 use self::settings::Settings;
 use crate::diag::{Diagnostic, Result};
 use crate::model::arena::Table;
 use crate::model::config::Config;
 use crate::model::decoder::{Decoder, Layout, Purpose};
-use crate::model::ops::{Batch, Ops};
-use crate::model::weights;
+use crate::model::ops::Ops;
+use crate::model::ranks::Ranks;
+use crate::model::{speed, weights};
 use crate::seed::Seed;
 use crate::shard::manifest;
 use crate::storage;
@@ -43,7 +50,12 @@ pub enum Origin {
     Checkpoint(PathBuf),
     /// A `config.json`; weights are drawn.
     Fresh(PathBuf),
+    /// The bundled shape of a million parameters, for the bundled tokenizer; weights are drawn.
+    Tiny,
 }
+
+/// `config.json` of [`Origin::Tiny`].
+const TINY: &str = include_str!("../../data/tiny-model/config.json");
 
 /// What is to be done.
 #[derive(Clone, Debug)]
@@ -55,74 +67,6 @@ pub struct Run {
     pub settings: Settings,
 }
 
-/// What happens in a run, as it is logged and shown.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-pub enum Event {
-    Started {
-        step: u64,
-        steps: u64,
-        parameters: usize,
-        bytes: u64,
-        rows: u64,
-        rows_per_step: usize,
-        data: String,
-    },
-    Step {
-        step: u64,
-        loss: f64,
-        targets: usize,
-        tokens: usize,
-        rate: f64,
-        norm: f64,
-        epoch: f64,
-        tokens_per_second: f64,
-    },
-    Skipped {
-        step: u64,
-        reason: String,
-        rows: (u64, u64),
-    },
-    Validation {
-        step: u64,
-        loss: f64,
-        targets: usize,
-    },
-    Checkpoint {
-        step: u64,
-    },
-    Finished {
-        step: u64,
-        seconds: f64,
-    },
-}
-
-impl Event {
-    fn step(&self) -> u64 {
-        match self {
-            Event::Started { step, .. }
-            | Event::Step { step, .. }
-            | Event::Skipped { step, .. }
-            | Event::Validation { step, .. }
-            | Event::Checkpoint { step }
-            | Event::Finished { step, .. } => *step,
-        }
-    }
-}
-
-/// How a run ended.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Summary {
-    /// False if there was nothing left to do.
-    pub trained: bool,
-    pub steps: u64,
-    pub skipped: u64,
-    /// Mean of the first and of the last steps of the log, up to ten each.
-    pub first_loss: Option<f64>,
-    pub last_loss: Option<f64>,
-    pub validation_loss: Option<f64>,
-}
-
 /// Rows of a logits chunk: large enough for the products, small beside the activations.
 const LOGIT_ROWS: usize = 512;
 
@@ -131,14 +75,21 @@ pub fn config(origin: &Origin) -> Result<Config> {
     match origin {
         Origin::Checkpoint(directory) => weights::config(directory),
         Origin::Fresh(file) => Config::open(file),
+        Origin::Tiny => Config::parse(TINY),
     }
 }
 
-/// A model as a run will have it: nothing is allocated.
-pub fn lay_out(config: Config, settings: &Settings, sequence: usize) -> (Decoder, Table) {
+/// A model as a run will have it on each of `ranks`: nothing is allocated.
+pub fn lay_out<O: Ops>(config: Config, settings: &Settings, sequence: usize, ranks: usize) -> (Decoder, Table) {
     let purpose = Purpose::Train { recompute: settings.recompute };
-    let tokens = rows_per_pass(settings, sequence) * sequence;
-    Decoder::lay_out(config, Layout { tokens, logit_rows: LOGIT_ROWS.min(tokens), purpose })
+    let cut = Cut::of(settings, sequence);
+    let tokens = cut.rows_per_pass * sequence;
+    let (mut decoder, mut table) =
+        Decoder::lay_out(config, Layout { tokens, logit_rows: LOGIT_ROWS.min(tokens), purpose });
+    if O::SUMS_IN_ORDER && cut.passes() > ranks {
+        decoder.keep_totals(&mut table);
+    }
+    (decoder, table)
 }
 
 /// Opens the data of a run for its model.
@@ -147,26 +98,45 @@ pub fn open(run: &Run, config: &Config) -> Result<Data> {
     Data::open(&run.data, Limits { vocabulary: config.vocabulary, positions: config.max_positions })
 }
 
-fn rows_per_pass(settings: &Settings, sequence: usize) -> usize {
-    let rows = (settings.tokens_per_step / sequence.max(1)).max(1);
-    (settings.micro_batch / sequence.max(1)).clamp(1, rows)
+/// How the rows of a step are cut into passes.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    rows: usize,
+    rows_per_pass: usize,
 }
 
-/// Trains, or goes on training.
-pub fn train<O: Ops + Send>(run: &Run, report: &mut (dyn FnMut(&Event) + Send)) -> Result<Summary> {
-    let _lock = storage::lock(&run.out.join("run.lock"))?;
+impl Cut {
+    fn of(settings: &Settings, sequence: usize) -> Cut {
+        let rows = (settings.tokens_per_step / sequence.max(1)).max(1);
+        Cut { rows, rows_per_pass: (settings.micro_batch / sequence.max(1)).clamp(1, rows) }
+    }
+
+    fn passes(self) -> usize {
+        self.rows.div_ceil(self.rows_per_pass)
+    }
+}
+
+/// Trains, or goes on training. All of `ranks` are given the same run, and see the same files.
+pub fn train<O: Ops + Send>(run: &Run, ranks: &mut Ranks, report: &mut (dyn FnMut(&Event) + Send)) -> Result<Summary> {
+    let _lock = if ranks.leads() { Some(storage::lock(&run.out.join("run.lock"))?) } else { None };
     let config = config(&run.origin)?;
     let data = open(run, &config)?;
-    let mut state = start(run, &config, &data)?;
-    let log = Log { path: run.out.join("log.jsonl") };
-    if state.step >= run.settings.steps && storage::stamp(&run.out.join("model/config.json")).is_some() {
+    let Start { mut state, finished } = agreed(run, &config, &data, ranks)?;
+    let mut log = Log::of(&run.out);
+    if finished {
         return log.summary(&state, false);
     }
-    let (decoder, mut ops) = prepare::<O>(run, config, &data, &state)?;
-    log.cut(state.step)?;
+    let ceiling = ranks.gather(&[speed::ceiling::<O>()?])?.concat().iter().sum();
+    let (decoder, mut ops) = prepare::<O>(run, config, &data, &state, ranks.size())?;
+    if ranks.leads() {
+        log.go_on_after(state.step)?;
+    }
+    let leads = ranks.leads();
     let mut say = |event: Event| -> Result<()> {
-        log.write(&event)?;
-        report(&event);
+        if leads {
+            log.write(&event)?;
+            report(&event);
+        }
         Ok(())
     };
     say(Event::Started {
@@ -175,31 +145,90 @@ pub fn train<O: Ops + Send>(run: &Run, report: &mut (dyn FnMut(&Event) + Send)) 
         parameters: decoder.parameter_count(ops.table()),
         bytes: ops.table().total_bytes(),
         rows: data.train.rows,
-        rows_per_step: data.train.rows_per_step(run.settings.tokens_per_step),
+        rows_per_step: Cut::of(&run.settings, data.train.sequence).rows,
+        ranks: ranks.size(),
+        ceiling,
         data: data.plan.clone(),
     })?;
     let began = Instant::now();
-    steps(run, &data, &decoder, &mut ops, &mut state, &mut say)?;
-    finish(run, &decoder, &ops)?;
+    let trainer = steps::Trainer { run, data: &data, decoder: &decoder, ceiling };
+    steps::steps(&trainer, &mut ops, ranks, &mut state, &mut say)?;
+    if leads {
+        finish(run, &decoder, &ops)?;
+    }
     say(Event::Finished { step: state.step, seconds: began.elapsed().as_secs_f64() })?;
-    log.draw(&run.out.join("loss.svg"))?;
+    if leads {
+        log.draw(&run.out.join("loss.svg"))?;
+    }
     log.summary(&state, true)
 }
 
-/// Where the run begins: at its last checkpoint, if it is one of this run.
-fn start(run: &Run, config: &Config, data: &Data) -> Result<State> {
-    let model = blake3::hash(config.to_json("float32").as_bytes()).to_hex().to_string();
-    let fresh = State {
+/// Where a run begins.
+#[derive(Serialize, Deserialize)]
+struct Start {
+    state: State,
+    /// There is nothing left to do.
+    finished: bool,
+}
+
+/// What rank 0 finds is where all begin, if they were asked for the same.
+fn agreed(run: &Run, config: &Config, data: &Data, ranks: &mut Ranks) -> Result<Start> {
+    let passes = Cut::of(&run.settings, data.train.sequence).passes();
+    if passes < ranks.size() {
+        return Err(Diagnostic::error(
+            "idle-ranks",
+            format!("a step has fewer passes than there are ranks ({})", ranks.size()),
+        )
+        .found(format!("{passes} passes of {} tokens", run.settings.micro_batch))
+        .help("lower `micro_batch`, or raise `tokens_per_step`")
+        .into());
+    }
+    let mut text = Vec::new();
+    if ranks.leads() {
+        let state = start(run, config, data)?;
+        let finished = state.step >= run.settings.steps && storage::stamp(&run.out.join("model/config.json")).is_some();
+        text = serde_json::to_vec(&Start { state, finished }).expect("plain data is always JSON");
+    }
+    let text = ranks.share(text)?;
+    let start: Start = serde_json::from_slice(&text).map_err(|e| {
+        Diagnostic::error("ranks", format!("what rank 0 says of the run cannot be read: {e}"))
+            .help("all ranks have to run the same flanc")
+    })?;
+    let here = fresh(run, config, data);
+    let there = &start.state;
+    if (&there.plan, &there.model, &there.settings) != (&here.plan, &here.model, &here.settings) {
+        return Err(Diagnostic::error("ranks", format!("rank {} was asked for another run than rank 0", ranks.rank()))
+            .expected(told(there))
+            .found(told(&here))
+            .help("give all ranks the same command, and let them see the same files")
+            .into());
+    }
+    Ok(start)
+}
+
+/// A run that has not begun.
+fn fresh(run: &Run, config: &Config, data: &Data) -> State {
+    State {
         format: 1,
         step: 0,
         updates: 0,
         position: 0,
         skipped: 0,
         plan: data.plan.clone(),
-        model,
+        model: blake3::hash(config.to_json("float32").as_bytes()).to_hex().to_string(),
         settings: run.settings.clone(),
         files: Vec::new(),
-    };
+    }
+}
+
+/// What tells one run from another.
+fn told(state: &State) -> String {
+    format!("plan {}, model {}, {:?}", start_of(&state.plan), start_of(&state.model), state.settings)
+}
+
+/// Where the run begins: at its last checkpoint, if it is one of this run.
+fn start(run: &Run, config: &Config, data: &Data) -> Result<State> {
+    let fresh = fresh(run, config, data);
     let Some(mut found) = checkpoint::find(&run.out)? else { return Ok(fresh) };
     let differs = if found.model != fresh.model {
         Some("another model")
@@ -211,14 +240,10 @@ fn start(run: &Run, config: &Config, data: &Data) -> Result<State> {
         None
     };
     if let Some(what) = differs {
-        let told = |state: &State| {
-            format!("plan {}, model {}, {:?}", start_of(&state.plan), start_of(&state.model), state.settings)
-        };
-        let (there, asked) = (told(&found), told(&fresh));
         return Err(Diagnostic::error("run-differs", format!("the run that is here has {what}"))
             .at(&run.out)
-            .expected(there)
-            .found(asked)
+            .expected(told(&found))
+            .found(told(&fresh))
             .help("give this run another --out, or remove the directory; more --steps are fine with a constant rate")
             .into());
     }
@@ -232,153 +257,17 @@ fn start_of(hash: &str) -> &str {
 }
 
 /// Takes the memory of a model and fills it: from the checkpoint, from the model it begins with, or with fresh weights.
-fn prepare<O: Ops>(run: &Run, config: Config, data: &Data, state: &State) -> Result<(Decoder, O)> {
-    let (decoder, table) = lay_out(config, &run.settings, data.train.sequence);
+fn prepare<O: Ops>(run: &Run, config: Config, data: &Data, state: &State, ranks: usize) -> Result<(Decoder, O)> {
+    let (decoder, table) = lay_out::<O>(config, &run.settings, data.train.sequence, ranks);
     let mut ops = O::allocate(table)?;
     let positions = data.train.sequence.min(decoder.config.max_positions);
     ops.set_rotations(&decoder.config.rotation_frequencies(), positions);
     match &run.origin {
         _ if state.step > 0 => checkpoint::load(&run.out, state.step, &decoder, &mut ops)?,
         Origin::Checkpoint(directory) => weights::load(directory, &decoder, &mut ops)?,
-        Origin::Fresh(_) => weights::init(Seed(run.settings.seed), &decoder, &mut ops),
+        Origin::Fresh(_) | Origin::Tiny => weights::init(Seed(run.settings.seed), &decoder, &mut ops),
     }
     Ok((decoder, ops))
-}
-
-/// Steps that are read ahead.
-const AHEAD: usize = 2;
-
-/// The loop: takes steps from the data until there are enough.
-fn steps<O: Ops + Send>(
-    run: &Run,
-    data: &Data,
-    decoder: &Decoder,
-    ops: &mut O,
-    state: &mut State,
-    say: &mut (dyn FnMut(Event) -> Result<()> + Send),
-) -> Result<()> {
-    let settings = &run.settings;
-    let rows = data.train.rows_per_step(settings.tokens_per_step);
-    let per_pass = rows_per_pass(settings, data.train.sequence);
-    let (sender, receiver) = sync_channel(AHEAD);
-    std::thread::scope(|scope| {
-        // Ends when the receiver is gone.
-        let position = state.position;
-        scope.spawn(move || {
-            let mut source = data.train.rows_from(position);
-            while sender.send(Step::read(&mut source, rows, per_pass)).is_ok() {}
-        });
-        let receiver = receiver; // dropped on every way out, before the scope waits for the thread
-        while state.step < settings.steps {
-            let began = Instant::now();
-            let step = receiver.recv().expect("the reader lives as long as it is listened to")?;
-            let from = state.position;
-            state.position += rows as u64;
-            let done = one_step(settings, decoder, ops, state, &step);
-            state.step += 1;
-            match done {
-                Ok(done) => {
-                    state.updates += 1;
-                    say(Event::Step {
-                        step: state.step,
-                        loss: done.loss,
-                        targets: step.targets(),
-                        tokens: step.tokens(),
-                        rate: done.rate,
-                        norm: done.norm,
-                        epoch: state.position as f64 / data.train.rows as f64,
-                        tokens_per_second: step.tokens() as f64 / began.elapsed().as_secs_f64().max(1e-9),
-                    })?;
-                }
-                Err(reason) => {
-                    state.skipped += 1;
-                    let rows = (from % data.train.rows, state.position % data.train.rows);
-                    say(Event::Skipped { step: state.step, reason: reason.clone(), rows })?;
-                    if state.skipped > settings.max_skipped {
-                        return Err(Diagnostic::error(
-                            "too-many-skipped",
-                            format!("{} steps were skipped", state.skipped),
-                        )
-                        .at(&run.out)
-                        .found(format!("the last one: {reason}"))
-                        .expected(format!("at most {} (`max_skipped`)", settings.max_skipped))
-                        .help(
-                            "NaN or Inf: lower the learning rate, or give `max_norm`; log.jsonl names the rows of each",
-                        )
-                        .into());
-                    }
-                }
-            }
-            let last = state.step == settings.steps;
-            if (last || state.step.is_multiple_of(settings.validate_every))
-                && let Some(validation) = validate(settings, data, decoder, ops)?
-            {
-                say(Event::Validation { step: state.step, loss: validation.0, targets: validation.1 })?;
-            }
-            if last || state.step.is_multiple_of(settings.checkpoint_every) {
-                checkpoint::save(&run.out, state.clone(), decoder, ops, settings.keep)?;
-                say(Event::Checkpoint { step: state.step })?;
-            }
-        }
-        Ok(())
-    })
-}
-
-struct Done {
-    loss: f64,
-    rate: f64,
-    norm: f64,
-}
-
-/// One step of the optimizer, or why it was not done; the weights are then as they were.
-fn one_step(
-    settings: &Settings,
-    decoder: &Decoder,
-    ops: &mut impl Ops,
-    state: &State,
-    step: &Step,
-) -> Result<Done, String> {
-    let targets = step.targets();
-    if targets == 0 {
-        return Err("no token of it is trained".to_owned());
-    }
-    decoder.zero_gradients(ops);
-    let passes = step.passes.iter().filter(|p| !p.targets.is_empty());
-    let losses: Vec<_> = passes.map(|pass| decoder.begin(ops, pass, 1.0 / targets as f32)).collect();
-    let norm = decoder.gradient_norm(ops); // the only time in a step that is waited for the backend
-    let sum: f64 = losses.into_iter().map(|losses| total(&ops.arrived(losses))).sum();
-    let loss = sum / targets as f64;
-    if !loss.is_finite() {
-        return Err(format!("its loss is {loss}"));
-    }
-    if !norm.finite {
-        return Err(format!("its loss is {loss}, but a gradient is NaN or infinite"));
-    }
-    let scale = settings.max_norm.map_or(1.0, |most| (most / norm.value.max(1e-12)).min(1.0));
-    let update = settings.optimizer_step(state.step, state.updates + 1, scale);
-    decoder.update(ops, &update);
-    Ok(Done { loss, rate: update.rate, norm: norm.value })
-}
-
-fn total(losses: &[f32]) -> f64 {
-    losses.iter().map(|&l| f64::from(l)).sum()
-}
-
-/// Mean loss of the first validation rows, and of how many tokens.
-fn validate(settings: &Settings, data: &Data, decoder: &Decoder, ops: &mut impl Ops) -> Result<Option<(f64, usize)>> {
-    let Some(shards) = &data.validation else { return Ok(None) };
-    let count = settings.validate_rows.min(shards.rows as usize);
-    let mut rows = shards.rows_from(0);
-    let (mut sum, mut targets) = (0.0, 0);
-    for _ in 0..count {
-        let mut batch = Batch::default();
-        rows.next_into(&mut batch)?;
-        if !batch.targets.is_empty() {
-            sum += total(&decoder.score(ops, &batch));
-            targets += batch.targets.len();
-        }
-    }
-    Ok((targets > 0).then(|| (sum / targets as f64, targets)))
 }
 
 /// Writes the finished model, and the tokenizer that belongs to it.
@@ -387,66 +276,4 @@ fn finish(run: &Run, decoder: &Decoder, ops: &impl Ops) -> Result<()> {
     let tokenizer = storage::map(&run.data.join(manifest::TOKENIZER))?;
     storage::write(&directory.join(manifest::TOKENIZER), &tokenizer)?;
     weights::save(&directory, decoder, ops, run.settings.dtype)
-}
-
-/// `log.jsonl`.
-struct Log {
-    path: PathBuf,
-}
-
-impl Log {
-    fn write(&self, event: &Event) -> Result<()> {
-        let line = serde_json::to_string(event).expect("plain data is always JSON") + "\n";
-        storage::append(&self.path, line.as_bytes())
-    }
-
-    /// Lines so far, with what they say; a last one that was cut off is left out.
-    fn lines(&self) -> Result<Vec<(String, Event)>> {
-        if storage::stamp(&self.path).is_none() {
-            return Ok(Vec::new());
-        }
-        let text = storage::read_text(&self.path)?;
-        Ok(text.lines().filter_map(|line| Some((line.to_owned(), serde_json::from_str(line).ok()?))).collect())
-    }
-
-    /// Forgets what was done after `step`: it is done again.
-    fn cut(&self, step: u64) -> Result<()> {
-        let kept = if step == 0 { Vec::new() } else { self.lines()? };
-        // Lines stay as they are: a number that is read and written again may lose its last bit.
-        let kept = kept.into_iter().filter(|(_, event)| event.step() <= step);
-        let text: String = kept.map(|(line, _)| line + "\n").collect();
-        storage::write(&self.path, text.as_bytes())
-    }
-
-    fn curves(&self) -> Result<(curve::Points, curve::Points)> {
-        let (mut train, mut validation) = (Vec::new(), Vec::new());
-        for (_, event) in self.lines()? {
-            match event {
-                Event::Step { step, loss, .. } => train.push((step, loss)),
-                Event::Validation { step, loss, .. } => validation.push((step, loss)),
-                _ => {}
-            }
-        }
-        Ok((train, validation))
-    }
-
-    fn draw(&self, path: &Path) -> Result<()> {
-        let (train, validation) = self.curves()?;
-        storage::write(path, curve::svg(&train, &validation).as_bytes())
-    }
-
-    fn summary(&self, state: &State, trained: bool) -> Result<Summary> {
-        let (train, validation) = self.curves()?;
-        let mean = |points: &[(u64, f64)]| {
-            (!points.is_empty()).then(|| points.iter().map(|p| p.1).sum::<f64>() / points.len() as f64)
-        };
-        Ok(Summary {
-            trained,
-            steps: state.step,
-            skipped: state.skipped,
-            first_loss: mean(&train[..train.len().min(10)]),
-            last_loss: mean(&train[train.len() - train.len().min(10)..]),
-            validation_loss: validation.last().map(|p| p.1),
-        })
-    }
 }

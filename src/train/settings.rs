@@ -123,6 +123,11 @@ impl Default for Schedule {
 }
 
 impl Settings {
+    /// Those that [`super::Origin::Tiny`] is trained with in a few minutes.
+    pub fn tiny() -> Settings {
+        toml::from_str(include_str!("../../data/tiny-model/train.toml")).expect("a test reads the bundled settings")
+    }
+
     /// Reads a TOML file.
     pub fn open(path: &Path) -> Result<Settings> {
         let text = storage::read_text(path)?;
@@ -232,6 +237,7 @@ mod tests {
         let rates: Vec<f64> = [0, 9, 10, 60, 110].map(|s| (settings.rate(s, 1) * 1e6).round() / 1e6).to_vec();
         assert_eq!(rates, [0.1, 1.0, 1.0, 0.55, 0.1]);
         assert_eq!(Settings::default().rate(29_999, 1), 3e-5);
+        Settings::tiny().check().unwrap();
     }
 
     #[test]

@@ -14,6 +14,7 @@ use flanc::model::cuda::device::{ALIGNMENT, Arg, Buffer, Device, Launch, Product
 use flanc::model::cuda::{Cuda, attention, bench, check, driver, gemm, layout};
 use flanc::model::decoder::{Decoder, Layout, Purpose};
 use flanc::model::ops::{AdafactorStep, Batch, Ops};
+use flanc::model::ranks::Ranks;
 use flanc::model::weights;
 use flanc::seed::Seed;
 use flanc::train::Event;
@@ -105,6 +106,14 @@ impl Device for Simulated {
 
     fn multiply(&mut self, product: &Product, _: Buffer) {
         gemm::multiply(self, product);
+    }
+
+    fn sum_over_ranks(&mut self, buffer: Buffer, numbers: usize, ranks: &mut Ranks) -> Result<()> {
+        let own: Vec<f32> =
+            self.bytes(buffer).as_chunks().0[..numbers].iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let sum = ranks.sum(None, &own)?;
+        self.upload(buffer, &sum.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
+        Ok(())
     }
 
     fn synchronize(&self) {}

@@ -1,4 +1,5 @@
-//! Training: that it learns, that it goes on to the bit where it was, and what it says when it cannot.
+//! Training: that it learns, that it goes on to the bit where it was, that several ranks do what one does, and what it
+//! says when it cannot.
 
 use std::fs;
 use std::path::Path;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use flanc::diag::Result;
 use flanc::model::cpu::Cpu;
 use flanc::model::ops::Batch;
+use flanc::model::ranks::Ranks;
 use flanc::shard::columns::PackedRows;
 use flanc::shard::writer::ShardWriter;
 use flanc::train::data::{Data, Limits};
@@ -63,7 +65,7 @@ impl Bench {
 
 fn train(run: &Run) -> (Result<Summary>, Vec<Event>) {
     let mut events = Vec::new();
-    let outcome = flanc::train::train::<Cpu>(run, &mut |event| events.push(event.clone()));
+    let outcome = flanc::train::train::<Cpu>(run, &mut Ranks::alone(), &mut |event| events.push(event.clone()));
     (outcome, events)
 }
 
@@ -79,7 +81,7 @@ fn logged(out: &Path) -> Vec<String> {
         Event::Step { step, loss, targets, tokens, rate, norm, .. } => {
             Some(format!("{step} {loss} {targets} {tokens} {rate} {norm}"))
         }
-        Event::Validation { step, loss, targets } => Some(format!("validation {step} {loss} {targets}")),
+        Event::Validation { step, loss, targets, .. } => Some(format!("validation {step} {loss} {targets}")),
         _ => None,
     });
     timeless.collect()
@@ -100,6 +102,7 @@ fn the_loss_falls_and_a_second_run_does_nothing() {
     let files = walk(&first.out);
     assert!(files.contains(&"checkpoints/step-00000010/state.json".to_owned()), "{files:?}");
     assert!(!files.contains(&"checkpoints/step-00000008/state.json".to_owned()), "{files:?}");
+    assert!(files.iter().any(|f| f.starts_with("tensorboard/events.out.tfevents.")), "{files:?}");
     for name in ["loss.svg", "log.jsonl", "model/config.json", "model/model.safetensors", "model/tokenizer.json"] {
         assert!(files.contains(&name.to_owned()), "{files:?}");
     }
@@ -186,6 +189,86 @@ fn a_run_may_be_longer_but_not_another() {
     train(&parts).0.unwrap();
     let model = |run: &Run| fs::read(run.out.join("model/model.safetensors")).unwrap();
     assert!(model(&parts) == model(&whole));
+}
+
+// ---- Ranks ---------------------------------------------------------------------------------------------------------
+
+/// A step of four passes.
+const IN_PASSES: &str = "steps = 8\ntokens_per_step = 1024\nmicro_batch = 256\ncheckpoint_every = 4\n\
+    validate_every = 5\nvalidate_rows = 5\noptimizer.learning_rate = 3e-3\nmax_norm = 0.5\n";
+
+/// Runs a process for each element, with the arguments it holds, as ranks of one run; what each said, if any failed.
+fn together(bench: &Bench, out: &str, processes: &[&[&str]]) -> Result<(), Vec<String>> {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut commands = Vec::new();
+    for (rank, arguments) in processes.iter().enumerate() {
+        let mut command = bench.program(out, IN_PASSES);
+        let place = [("RANK", rank.to_string()), ("WORLD_SIZE", processes.len().to_string())];
+        command.envs(place).env("MASTER_PORT", port.to_string()).args(*arguments);
+        commands.push(command);
+    }
+    let start = |mut command: Command| command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let children: Vec<_> = commands.into_iter().map(start).collect();
+    let outputs: Vec<_> = children.into_iter().map(|child| child.wait_with_output().unwrap()).collect();
+    if outputs.iter().all(|output| output.status.success()) {
+        return Ok(());
+    }
+    Err(outputs.iter().map(stderr).collect())
+}
+
+#[test]
+fn ranks_do_what_one_does_to_the_bit() {
+    let bench = Bench::new();
+    train(&bench.run("one", IN_PASSES)).0.unwrap();
+    together(&bench, "two", &[&[], &[]]).unwrap();
+    together(&bench, "three", &[&[], &[], &[]]).unwrap();
+    // A run may also go on with another number of ranks; at its end, which comes twice, it validates.
+    together(&bench, "four", &[&["--steps", "4"][..]; 4]).unwrap();
+    together(&bench, "four", &[&[], &[]]).unwrap();
+    let one = bench.scratch.join("one");
+    assert_eq!(logged(&one).len(), 10);
+    for several in ["two", "three", "four"] {
+        let several = bench.scratch.join(several);
+        let mut lines = logged(&several);
+        lines.retain(|line| !line.starts_with("validation 4 "));
+        assert_eq!(lines, logged(&one));
+        for file in ["model/model.safetensors", "checkpoints/step-00000008/optimizer.safetensors"] {
+            assert!(fs::read(one.join(file)).unwrap() == fs::read(several.join(file)).unwrap(), "{file} differs");
+        }
+    }
+}
+
+#[test]
+fn ranks_that_do_not_go_together_are_refused() {
+    let bench = Bench::new();
+    let said = together(&bench, "run", &[&[], &["--seed", "18"]]).unwrap_err();
+    assert!(said[0].contains("error[rank-lost]") && said[0].contains("rank 1"), "{said:?}");
+    assert!(said[1].contains("rank 1 was asked for another run than rank 0"), "{said:?}");
+    assert!(!bench.scratch.join("run/model").exists());
+    let said = together(&bench, "run", &[&["--micro-batch", "1024"][..]; 2]).unwrap_err();
+    assert!(said.iter().all(|said| said.contains("error[idle-ranks]") && said.contains("1 passes")), "{said:?}");
+}
+
+// ---- TensorBoard ---------------------------------------------------------------------------------------------------
+
+/// Where Python has TensorBoard: it reads what the log says. Also of a run that was stopped and went on.
+#[test]
+fn tensorboard_reads_what_is_logged() {
+    let python = std::env::var("FLANC_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let imports = Command::new(&python).args(["-c", "import tensorboard"]).output();
+    if !imports.is_ok_and(|output| output.status.success()) {
+        println!("skipped: {python} cannot import tensorboard");
+        return;
+    }
+    let bench = Bench::new();
+    let run = bench.run("run", SETTINGS);
+    for steps in [7, 12] {
+        train(&Run { settings: Settings { steps, ..run.settings.clone() }, ..run.clone() }).0.unwrap();
+        let output = Command::new(&python).arg("tests/event_files.py").arg(&run.out).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        println!("{said}");
+    }
 }
 
 // ---- Data ----------------------------------------------------------------------------------------------------------
@@ -275,6 +358,33 @@ fn rows_that_do_not_fit_are_refused() {
     let bench = Bench::of(&RECIPE.replace("packed", "sft").replace("sequence = 128, ", ""));
     let said = train(&bench.run("run", SETTINGS)).0.unwrap_err().to_string();
     assert!(said.contains("error[profile]") && said.contains("`sft`"), "{said}");
+}
+
+/// What the README begins with: a recipe is compiled, a small model trained and evaluated on what was held out.
+#[test]
+fn one_command_from_recipe_to_model() {
+    let scratch = Scratch::new();
+    let flanc = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flanc"));
+        let output = command.args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let out = scratch.join("run").display().to_string();
+    let settings = ["--steps", "2", "--tokens-per-step", "512", "--json"];
+    let run = [&["train", "--recipe", "sample-held-out", "--init", "tiny", "--out", &out][..], &settings].concat();
+    let said = flanc(&run);
+    let events: Vec<serde_json::Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(events[0]["event"], "compiled");
+    assert_eq!(events[1]["event"], "started");
+    assert_eq!(events[2]["loss"].as_f64().map(f64::round), Some(8.0), "{said}");
+    assert_eq!(events.last().unwrap()["trained"], true);
+    let again = flanc(&run);
+    assert!(again.contains("\"up_to_date\":true") && again.contains("\"trained\":false"), "{again}");
+
+    let (model, data) = (format!("{out}/model"), format!("{out}/data"));
+    let scores = flanc(&["eval", "--model", &model, "--data", &data, "--task", "cb", "--limit", "1"]);
+    assert!(scores.contains("natural-language-inference"), "{scores}");
 }
 
 #[test]

@@ -8,6 +8,7 @@
 //! outside its tensors, and a launcher reads like the kernel's signature.
 
 use crate::diag::Result;
+use crate::model::ranks::Ranks;
 
 /// Tensors begin at multiples of this many bytes: a kernel's widest loads are 16 bytes, cuBLASLt likes 256.
 pub const ALIGNMENT: u64 = 256;
@@ -170,6 +171,9 @@ pub trait Device: Sized {
 
     /// Copies a buffer's bytes to another place of the arena, which is no shorter and does not overlap.
     fn copy(&mut self, to: Buffer, from: Buffer);
+
+    /// Adds up a buffer's first `numbers`, in f32, over all ranks; each then has the sum in its place.
+    fn sum_over_ranks(&mut self, buffer: Buffer, numbers: usize, ranks: &mut Ranks) -> Result<()>;
 
     /// Launches a kernel. The arguments are those of its signature, in their order.
     fn launch(&mut self, launch: Launch<'_>, arguments: &[Arg]);

@@ -15,10 +15,12 @@ use rayon::prelude::*;
 use super::device::{Arg, Buffer, Device, Launch, Product};
 use super::libraries;
 pub use super::libraries::NO_DRIVER;
+use super::nccl::Nccl;
 use super::nvrtc::Compiler;
 use super::products::Products;
 use super::source;
 use crate::diag::{Diagnostic, Result};
+use crate::model::ranks::{self, Ranks};
 
 /// Oldest architecture that has the instructions the kernels use (bf16 `mma.sync`, `cp.async`): Ampere.
 const OLDEST: (i32, i32) = (8, 0);
@@ -77,7 +79,10 @@ impl Context {
                 .into()
         };
         result::init().map_err(no_gpu)?;
-        let device = result::device::get(0).map_err(no_gpu)?;
+        // Ranks of a machine take a GPU each; a launcher may also show each of them only its own.
+        let local = ranks::Place::here()?.map_or(0, |place| place.local as i32);
+        let count = result::device::get_count().map_err(no_gpu)?;
+        let device = result::device::get(local % count.max(1)).map_err(no_gpu)?;
         let attribute = |which| {
             // SAFETY: `device` is one that the driver gave.
             unsafe { result::device::get_attribute(device, which) }.map_err(no_gpu)
@@ -195,6 +200,8 @@ pub struct Driver {
     modules: Vec<sys::CUmodule>,
     kernels: HashMap<String, Kernel>,
     products: Products,
+    /// Connected when ranks are first summed.
+    nccl: Option<Nccl>,
     /// First address and length.
     arena: (u64, u64),
     /// For uploads, used in turn.
@@ -275,6 +282,7 @@ impl Device for Driver {
             modules,
             kernels: HashMap::new(),
             products,
+            nccl: None,
             arena: (0, 0),
             stages: Vec::new(),
             next: 0,
@@ -375,6 +383,17 @@ impl Device for Driver {
         ended(unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }, "copy memory");
     }
 
+    fn sum_over_ranks(&mut self, buffer: Buffer, numbers: usize, ranks: &mut Ranks) -> Result<()> {
+        self.here();
+        buffer.f32(numbers); // long enough
+        if self.nccl.is_none() {
+            self.nccl = Some(Nccl::connect(ranks)?);
+        }
+        let nccl = self.nccl.as_ref().expect("it was just connected");
+        // SAFETY: the buffer lies in the arena and holds as many numbers; the stream is ours.
+        unsafe { nccl.sum(self.address(buffer.at), numbers, self.stream) }
+    }
+
     fn launch(&mut self, launch: Launch<'_>, arguments: &[Arg]) {
         let Launch { kernel, grid, block, shared } = launch;
         if grid.contains(&0) {
@@ -432,6 +451,7 @@ impl Drop for Driver {
         // SAFETY: all of these were made by this value, and are used no more once the stream is idle.
         unsafe {
             let _ = result::stream::synchronize(self.stream);
+            self.nccl = None;
             for stage in self.stages.iter().chain(&self.parcels) {
                 stage.free();
             }

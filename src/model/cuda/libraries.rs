@@ -9,6 +9,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 use cudarc::{cublaslt, driver, nvrtc};
+use libloading::Library;
 
 use crate::diag::{Diagnostic, Result};
 use crate::storage;
@@ -34,6 +35,17 @@ pub fn cublaslt() -> Result<()> {
         return Ok(());
     }
     Err(missing("no-cublaslt", "cuBLASLt, which multiplies matrices, was not found", "libcublasLt.so", "nvidia-cublas"))
+}
+
+/// Loads NCCL, or says that it is not there.
+pub fn nccl() -> Result<Library> {
+    const NAME: &str = "libnccl.so.2";
+    let places = directories().into_iter().map(|directory| directory.join(NAME));
+    // SAFETY: as above.
+    let found = std::iter::once(PathBuf::from(NAME)).chain(places).find_map(|path| unsafe { Library::new(path) }.ok());
+    found.ok_or_else(|| {
+        missing("no-nccl", "NCCL, which sums over GPUs, was not found", "libnccl.so", "nvidia-nccl-cu13")
+    })
 }
 
 /// Loads the driver, or says that it is not there.
@@ -105,7 +117,7 @@ fn directories() -> Vec<PathBuf> {
             for packages in ["site-packages", "dist-packages"] {
                 let nvidia = library.join(python).join(packages).join("nvidia");
                 // One directory for everything since CUDA 13, one for each library before.
-                found.extend(["cu13/lib", "cuda_nvrtc/lib", "cublas/lib"].map(|part| nvidia.join(part)));
+                found.extend(["cu13/lib", "cuda_nvrtc/lib", "cublas/lib", "nccl/lib"].map(|part| nvidia.join(part)));
             }
         }
     }

@@ -30,6 +30,8 @@ pub mod driver;
 #[allow(unsafe_code)]
 mod libraries;
 #[allow(unsafe_code)]
+mod nccl;
+#[allow(unsafe_code)]
 pub mod nvrtc;
 #[allow(unsafe_code)]
 mod products;
@@ -47,6 +49,7 @@ use self::rmsnorm::Rows;
 use self::rope::Rotations;
 use super::arena::{Kind, Table, Tensor};
 use super::ops::{AdafactorStep, AttentionGradients, AttentionSaved, Batch, Moments, Norm, Ops, Turn};
+use super::ranks::Ranks;
 use crate::diag::{Diagnostic, Result};
 
 /// A model's memory on a device.
@@ -125,6 +128,9 @@ impl<D: Device> Cuda<D> {
 }
 
 impl<D: Device> Ops for Cuda<D> {
+    /// NCCL sums in an order of its own, and a second copy of the gradients would cost memory that models need.
+    const SUMS_IN_ORDER: bool = false;
+
     fn allocate(table: Table) -> Result<Cuda<D>> {
         Cuda::over(D::open()?, table)
     }
@@ -312,6 +318,12 @@ impl<D: Device> Ops for Cuda<D> {
         let mut bytes = vec![0; 4 * count];
         self.device.download(tokens, &mut bytes);
         bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
+    }
+
+    fn sum_over_ranks(&mut self, total: Option<Tensor>, g: Tensor, ranks: &mut Ranks) -> Result<()> {
+        assert!(total.is_none(), "there are totals only where sums are in order");
+        let (gradient, numbers) = (self.own(g), self.table.get(g).len());
+        self.device.sum_over_ranks(gradient, numbers, ranks)
     }
 
     fn norm(&mut self, gradients: &[Tensor]) -> Norm {
