@@ -14,7 +14,7 @@ use flanc::model::cuda::device::{ALIGNMENT, Arg, Buffer, Device, Launch, Product
 use flanc::model::cuda::{Cuda, attention, bench, check, driver, gemm, layout};
 use flanc::model::decoder::{Decoder, Layout, Purpose};
 use flanc::model::ops::{AdafactorStep, Batch, Ops};
-use flanc::model::ranks::Ranks;
+use flanc::model::ranks::{Place, Ranks};
 use flanc::model::weights;
 use flanc::seed::Seed;
 use flanc::train::Event;
@@ -275,6 +275,42 @@ fn three_steps_are_those_of_the_cpu() {
         for (found, expected) in found.iter().zip(&expected) {
             assert!((found - expected).abs() < 1e-2 * expected, "{name}: {found} {expected}");
         }
+    }
+}
+
+/// Two ranks, each with its part of the segments, come to the gradients of one.
+#[test]
+fn ranks_sum_their_gradients() {
+    let (name, parts) = MODELS[1];
+    let part = |segments: &mut dyn Iterator<Item = Vec<u32>>| {
+        let mut batch = Batch::default();
+        segments.for_each(|ids| batch.push(&ids, |i| i >= ids.len() / 3));
+        batch
+    };
+    let Some((decoder, mut one)) = simulated(parts, TRAIN, 0) else { return };
+    for rank in 0..2 {
+        decoder.train(&mut one, &part(&mut segments().into_iter().skip(rank).step_by(2)), 0.1);
+    }
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let sums = |rank: usize| {
+        let mut ranks = Ranks::connect(&Place { rank, size: 2, local: 0, first: ("127.0.0.1".into(), port) }).unwrap();
+        let (decoder, mut cuda) = simulated(parts, TRAIN, 0).unwrap();
+        decoder.train(&mut cuda, &part(&mut segments().into_iter().skip(rank).step_by(2)), 0.1);
+        decoder.sum_gradients(&mut cuda, &mut ranks).unwrap();
+        decoder.parameters.iter().map(|p| cuda.read(p.training.unwrap().0)).collect::<Vec<_>>()
+    };
+    let (first, second) = std::thread::scope(|scope| {
+        let second = scope.spawn(|| sums(1));
+        (sums(0), second.join().unwrap())
+    });
+    assert!(first == second, "all ranks hold the same");
+    for (parameter, sum) in decoder.parameters.iter().zip(&first) {
+        let difference = relative(sum, &one.read(parameter.training.unwrap().0));
+        assert!(
+            difference < 1e-4 || parameter.name.ends_with("k_proj.bias"),
+            "{name} {}: {difference}",
+            parameter.name
+        );
     }
 }
 
