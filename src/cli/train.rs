@@ -76,9 +76,9 @@ pub struct Train {
     /// Print every event, and the summary, as a JSON object a line
     #[arg(long)]
     json: bool,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "With --recipe")]
     data_dirs: DataDirs,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "With --recipe")]
     definitions: Definitions,
 }
 

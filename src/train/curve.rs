@@ -114,7 +114,7 @@ fn thinned(points: &Points) -> Points {
 
 /// Each point with the mean of those before it, recent ones counting more.
 fn running_mean(points: &Points) -> Points {
-    let keep = 1.0 - 1.0 / (points.len() as f64 / 20.0).clamp(2.0, 100.0);
+    let keep = 1.0 - 1.0 / (points.len() as f64 / 15.0).clamp(5.0, 100.0);
     let (mut sum, mut weight) = (0.0, 0.0);
     let mean = |&(step, loss): &(u64, f64)| {
         (sum, weight) = (keep * sum + loss, keep * weight + 1.0);
