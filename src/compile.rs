@@ -572,6 +572,7 @@ fn task_entries(
                 task: task.task.name().to_owned(),
                 dataset: d.dataset.clone(),
                 cluster: d.cluster.clone(),
+                code_cluster: d.code_cluster.clone(),
                 corpus: plan.corpora[task.corpus].info.name.to_string(),
                 role: task.role.name().to_owned(),
                 licence: d.licence.clone(),

@@ -137,7 +137,7 @@ impl<'p> Exemplars<'p> {
                 let text = Exemplar { inputs: prompt.inputs, targets: prompt.targets };
                 let mut ids = Vec::new();
                 match self.recipe.wrapper {
-                    Wrapper::None => encoder.encode_into(&block(&text), &mut ids)?,
+                    Wrapper::None | Wrapper::Continuation => encoder.encode_into(&block(&text), &mut ids)?,
                     // FLAN v1 counts inputs and targets, and no marks.
                     Wrapper::FlanV1 => {
                         encoder.encode_into(&text.inputs, &mut ids)?;

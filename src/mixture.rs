@@ -530,9 +530,10 @@ fn amend(mut recipe: Recipe, table: &Table<'_>, directory: &Path) -> Recipe {
             Some(_) => Size::All,
         };
     }
-    recipe.wrapper = match table.word("wrapper", &["none", "flan-v1"]).as_deref() {
+    recipe.wrapper = match table.word("wrapper", &["none", "flan-v1", "continuation"]).as_deref() {
         None => recipe.wrapper,
         Some("flan-v1") => Wrapper::FlanV1,
+        Some("continuation") => Wrapper::Continuation,
         Some(_) => Wrapper::None,
     };
     recipe.absent = match table.word("absent", &["error", "skip"]).as_deref() {

@@ -191,6 +191,16 @@ pub fn sources<'c>(recipe: Recipe, catalogue: &'c Catalogue, data: Data<'_>) -> 
     Ok(sources)
 }
 
+/// The plan of what a recipe holds out, and of nothing else.
+pub fn held_out<'c>(
+    recipe: Recipe,
+    catalogue: &'c Catalogue,
+    data_dirs: &[PathBuf],
+) -> Result<Plan<'c>, Vec<Diagnostic>> {
+    let recipe = Recipe { tasks: Vec::new(), ..recipe };
+    with_tokenizer(resolve(recipe, catalogue, Data::OnDisk(data_dirs), &[])?, data_dirs)
+}
+
 /// The same for looking at rows: those that a task is tested on as well, whether it can be trained on or not.
 pub fn sources_of_all_splits<'c>(
     recipe: Recipe,
@@ -436,7 +446,8 @@ impl<'c> Planner<'c, '_> {
         let Some(corpus) = self.corpus(task)? else { return Ok(None) };
         let wanted: &[SplitName] = match role {
             Role::Trained => self.trained,
-            Role::HeldOut => &[SplitName::Test],
+            // Templates are chosen on validation rows, and scored on test rows.
+            Role::HeldOut => &[SplitName::Validation, SplitName::Test],
         };
         let mut splits = Vec::new();
         let mut errors = Vec::new();
@@ -448,6 +459,9 @@ impl<'c> Planner<'c, '_> {
         }
         if !errors.is_empty() {
             return Err(errors);
+        }
+        if role == Role::HeldOut && !splits.iter().any(|s| s.name == SplitName::Test) {
+            splits.clear();
         }
         let mut extent = Vec::new();
         for name in [SplitName::Train, SplitName::Validation, SplitName::Test] {

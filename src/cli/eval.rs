@@ -1,40 +1,77 @@
 //! `flanc eval`: a model on the held-out tasks of a compile.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, Subcommand};
 
+use super::compare::Compare;
 use super::device::{Chosen, Device};
 use super::{Outcome, print};
-use crate::eval::metrics::Mean;
-use crate::eval::{Evaluation, Report, TaskScores, evaluate};
+use crate::diag::Result;
+use crate::eval::chart::{self, Chart};
+use crate::eval::interval::Score;
+use crate::eval::metrics::Metric;
+use crate::eval::{Evaluation, Report, Scores, TaskScores, evaluate};
 use crate::model::cpu::Cpu;
 use crate::model::cuda::Cuda;
 use crate::model::cuda::driver::Driver;
+use crate::storage;
 
 /// Score a model on the held-out tasks of a compile
 ///
 /// Prompts with options by the likelihood of each option, in all and a token; the others by greedy generation, exact
-/// match and F1. Every template by itself with a 95 % interval, and the mean over templates.
+/// match, F1, BLEU, chrF and ROUGE. Every template by itself with a 95 % interval, the mean over templates, and the
+/// template that is best on the task's validation rows.
 #[derive(Args)]
-#[command(after_help = "Example:\n  flanc eval --model run/model --data out")]
+#[command(
+    arg_required_else_help = true,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "Examples:
+  flanc eval --model run/model --data out
+  flanc eval compare hold-out:sentiment --data-dir ~/tensorflow_datasets --untuned ~/models/Qwen2.5-0.5B \\
+      --tuned run/model --out comparison"
+)]
 pub struct Eval {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    one: Option<One>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Compare(Compare),
+}
+
+#[derive(Args)]
+struct One {
     /// Directory of the model: config.json and safetensors
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Directory that `flanc compile` wrote, with tasks held out
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
+    /// Directory for report.json, report.txt and chart.svg
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    asking: Asking,
+}
+
+/// How questions are asked, of one model or several.
+#[derive(Args)]
+pub struct Asking {
     /// Only this task; may be given more than once
     #[arg(long = "task", value_name = "NAME")]
     tasks: Vec<String>,
     /// Most prompts of a template
     #[arg(long, value_name = "N", default_value_t = 200)]
-    limit: usize,
+    pub limit: usize,
     /// Most tokens of a generated answer
     #[arg(long, value_name = "N", default_value_t = 64)]
     longest_answer: usize,
-    /// Tokens that go through the model at a time
+    /// Tokens that go through the model at a time; keys and values of four times as many are kept
     #[arg(long, value_name = "N", default_value_t = 4096)]
     micro_batch: usize,
     /// What computes
@@ -42,59 +79,97 @@ pub struct Eval {
     device: Device,
     /// Threads to use [default: all]
     #[arg(long, value_name = "N")]
-    threads: Option<usize>,
+    pub threads: Option<usize>,
     /// Print one JSON object
     #[arg(long)]
-    json: bool,
+    pub json: bool,
+}
+
+impl Asking {
+    /// Asks one model the questions of one compile.
+    pub fn evaluate(&self, model: &Path, data: &Path, done: impl FnMut(&TaskScores)) -> Result<Report> {
+        let evaluation = Evaluation {
+            model: model.to_owned(),
+            data: data.to_owned(),
+            tasks: self.tasks.clone(),
+            limit: self.limit,
+            longest_answer: self.longest_answer,
+            micro_batch: self.micro_batch,
+            cache: true,
+        };
+        evaluate::<Cpu>(&evaluation, done)
+    }
 }
 
 impl Eval {
     pub fn run(self) -> Outcome {
-        let pool = super::threads(self.threads)?;
-        let evaluation = Evaluation {
-            model: self.model,
-            data: self.data,
-            tasks: self.tasks,
-            limit: self.limit,
-            longest_answer: self.longest_answer,
-            micro_batch: self.micro_batch,
-        };
-        let device = self.device.choose()?;
-        let done = |task: &TaskScores| eprintln!("{} {} is done", task.task, task.split);
-        let report = pool.install(|| match device {
-            Chosen::Cpu => evaluate::<Cpu>(&evaluation, done),
-            Chosen::Cuda => evaluate::<Cuda<Driver>>(&evaluation, done),
-        })?;
-        if self.json {
-            return print(&format!("{}\n", serde_json::json!(report)));
+        match (self.command, self.one) {
+            (Some(Command::Compare(compare)), _) => compare.run(),
+            (None, Some(one)) => one.run(),
+            // clap has shown the help: nothing was said at all.
+            (None, None) => Ok(()),
         }
-        print(&table(&report))
     }
+}
+
+impl One {
+    fn run(self) -> Outcome {
+        let pool = super::threads(self.asking.threads)?;
+        let done = |task: &TaskScores| eprintln!("{} is done", task.task);
+        let report = pool.install(|| self.asking.evaluate(&self.model, &self.data, done))?;
+        let (text, json) = (table(&report), serde_json::json!(report));
+        if let Some(out) = &self.out {
+            write(out, "report.txt", &text, &json, &report.chart())?;
+        }
+        if self.asking.json {
+            return print(&format!("{json}\n"));
+        }
+        print(&text)
+    }
+}
+
+/// Writes a report in all its forms.
+pub fn write(out: &Path, name: &str, text: &str, json: &serde_json::Value, chart: &Chart) -> Result<()> {
+    storage::write(&out.join("report.json"), format!("{json:#}\n").as_bytes())?;
+    storage::write(&out.join(name), text.as_bytes())?;
+    storage::write(&out.join("chart.svg"), chart::svg(chart).as_bytes())
+}
+
+/// `71.3 [64.0, 77.9]`, in hundredths.
+pub fn with_interval(score: Option<&Score>) -> String {
+    score.map_or("–".to_owned(), |s| format!("{:.1} [{:.1}, {:.1}]", 100.0 * s.value, 100.0 * s.low, 100.0 * s.high))
 }
 
 fn table(report: &Report) -> String {
     let mut text = String::new();
-    let row = |name: &str, cells: [String; 4]| {
-        let cells: String = cells.iter().map(|cell| format!("{cell:>22}")).collect();
-        format!("{name:<36}{cells}\n")
-    };
-    text.push_str(&row("", ["accuracy", "a token", "exact match", "F1"].map(str::to_owned)));
-    let interval = |mean: Option<Mean>| {
-        mean.map_or("–".to_owned(), |m| {
-            format!("{:.1} [{:.1}, {:.1}]", 100.0 * m.mean, 100.0 * m.low, 100.0 * m.high)
-        })
-    };
+    let width = report.tasks.iter().flat_map(|t| &t.test.templates).map(|t| t.template.len()).max().unwrap_or(0) + 4;
     for task in &report.tasks {
-        text.push_str(&format!("{} {} ({})\n", task.task, task.split, task.cluster));
-        for (template, scores) in &task.templates {
-            let cells = [scores.accuracy, scores.accuracy_normalised, scores.exact_match, scores.f1].map(interval);
-            text.push_str(&row(&format!("  {template}"), cells));
+        text.push_str(&format!("{} ({}), by {}\n", task.task, task.cluster, task.headline.title()));
+        let metrics: Vec<Metric> = task.test.mean.keys().copied().collect();
+        let row = |name: &str, cells: Vec<String>| {
+            let cells: String = cells.iter().map(|cell| format!("{cell:>20}")).collect();
+            format!("  {name:<width$}{cells}\n")
+        };
+        let scores = |scores: &Scores| metrics.iter().map(|metric| with_interval(scores.get(metric))).collect();
+        text.push_str(&row("", metrics.iter().map(|metric| metric.title().to_owned()).collect()));
+        for template in &task.test.templates {
+            text.push_str(&row(&template.template, scores(&template.scores)));
         }
-        let mean = |name: &str| task.mean.get(name).map_or("–".to_owned(), |m| format!("{:.1}", 100.0 * m));
-        text.push_str(&row("  mean", ["accuracy", "accuracy_normalised", "exact_match", "f1"].map(mean)));
-        if task.too_long > 0 {
-            text.push_str(&format!("  {} prompts are longer than the model takes and were left out\n", task.too_long));
+        text.push_str(&row("mean", scores(&task.test.mean)));
+        if let Some(best) = &task.best_on_dev {
+            let validation = 100.0 * best.validation.value;
+            let score = with_interval(Some(&best.test));
+            text.push_str(&format!("  best on validation rows ({validation:.1}): {}, {score}\n", best.template));
         }
+        if task.test.too_long > 0 {
+            text.push_str(&format!("  {} prompts are longer than the model takes: left out\n", task.test.too_long));
+        }
+        text.push('\n');
+    }
+    for cluster in &report.clusters {
+        let tasks = if cluster.tasks == 1 { "1 task".to_owned() } else { format!("{} tasks", cluster.tasks) };
+        let score = with_interval(Some(&cluster.score));
+        text.push_str(&format!("{}, {tasks}: {score}\n", cluster.cluster));
     }
     text
 }

@@ -5,6 +5,7 @@
 
 mod audit;
 mod check;
+mod compare;
 mod compile;
 mod device;
 mod diff;

@@ -1,91 +1,150 @@
-//! Scores of answers, and how sure they are.
+//! The metrics, and which of them a task is known by.
 
-/// How an answer is compared with the reference: lower case, without punctuation, articles and extra spaces, as SQuAD
-/// does (Rajpurkar et al. 2016).
-pub fn normalised(text: &str) -> Vec<String> {
-    let plain: String = text.to_lowercase().chars().filter(|c| !c.is_ascii_punctuation()).collect();
-    plain.split_whitespace().filter(|word| !matches!(*word, "a" | "an" | "the")).map(str::to_owned).collect()
+use serde::{Serialize, Serializer};
+
+use super::{bleu, rouge, squad};
+
+/// What answers are measured by. All scores are from 0 to 1, those of BLEU and chrF too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Metric {
+    /// Share of the prompts whose right option is the most likely one.
+    Accuracy,
+    /// The same, by likelihood a token.
+    AccuracyNormalised,
+    /// Share of the answers with the words of the reference, as SQuAD compares.
+    ExactMatch,
+    /// Share of the answers that are the reference, character by character, but for spaces around them.
+    Verbatim,
+    /// Words shared with the reference, as SQuAD counts.
+    F1,
+    Bleu,
+    Chrf,
+    Rouge1,
+    Rouge2,
+    RougeL,
 }
 
-/// 1 if both say the same.
-pub fn exact_match(answer: &str, reference: &str) -> f64 {
-    f64::from(u8::from(normalised(answer) == normalised(reference)))
-}
+impl Metric {
+    pub const ALL: [Metric; 10] = [
+        Metric::Accuracy,
+        Metric::AccuracyNormalised,
+        Metric::ExactMatch,
+        Metric::Verbatim,
+        Metric::F1,
+        Metric::Bleu,
+        Metric::Chrf,
+        Metric::Rouge1,
+        Metric::Rouge2,
+        Metric::RougeL,
+    ];
 
-/// Harmonic mean of precision and recall of the words.
-pub fn f1(answer: &str, reference: &str) -> f64 {
-    let (answer, reference) = (normalised(answer), normalised(reference));
-    if answer.is_empty() || reference.is_empty() {
-        return f64::from(u8::from(answer == reference));
-    }
-    let mut left = reference.clone();
-    let common = answer.iter().filter(|word| match left.iter().position(|l| l == *word) {
-        Some(at) => {
-            left.swap_remove(at);
-            true
+    /// As JSON has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Metric::Accuracy => "accuracy",
+            Metric::AccuracyNormalised => "accuracy_normalised",
+            Metric::ExactMatch => "exact_match",
+            Metric::Verbatim => "verbatim",
+            Metric::F1 => "f1",
+            Metric::Bleu => "bleu",
+            Metric::Chrf => "chrf",
+            Metric::Rouge1 => "rouge_1",
+            Metric::Rouge2 => "rouge_2",
+            Metric::RougeL => "rouge_l",
         }
-        None => false,
-    });
-    let common = common.count() as f64;
-    if common == 0.0 {
-        return 0.0;
     }
-    let (precision, recall) = (common / answer.len() as f64, common / reference.len() as f64);
-    2.0 * precision * recall / (precision + recall)
-}
 
-/// A mean with its 95 % interval.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
-pub struct Mean {
-    pub mean: f64,
-    pub low: f64,
-    pub high: f64,
-    pub count: usize,
-}
-
-/// 97.5 % of a normal distribution lie below it.
-const Z: f64 = 1.959_963_984_540_054;
-
-impl Mean {
-    /// Of scores from 0 to 1, by Wilson's interval, which stays between 0 and 1 and does not shrink to nothing where
-    /// all scores are the same. Of scores between 0 and 1 it is too wide, never too narrow: their variance is at most
-    /// that of zeros and ones with the same mean.
-    pub fn of(scores: &[f64]) -> Option<Mean> {
-        if scores.is_empty() {
-            return None;
+    /// As tables have it.
+    pub fn title(self) -> &'static str {
+        match self {
+            Metric::Accuracy => "accuracy",
+            Metric::AccuracyNormalised => "accuracy a token",
+            Metric::ExactMatch => "exact match",
+            Metric::Verbatim => "verbatim",
+            Metric::F1 => "F1",
+            Metric::Bleu => "BLEU",
+            Metric::Chrf => "chrF",
+            Metric::Rouge1 => "ROUGE-1",
+            Metric::Rouge2 => "ROUGE-2",
+            Metric::RougeL => "ROUGE-L",
         }
-        let count = scores.len() as f64;
-        let mean = scores.iter().sum::<f64>() / count;
-        let denominator = 1.0 + Z * Z / count;
-        let centre = (mean + Z * Z / (2.0 * count)) / denominator;
-        let half = Z / denominator * (mean * (1.0 - mean) / count + Z * Z / (4.0 * count * count)).sqrt();
-        Some(Mean { mean, low: (centre - half).max(0.0), high: (centre + half).min(1.0), count: scores.len() })
+    }
+
+    /// Whether it is a share of the prompts: each is right or wrong.
+    pub fn is_share(self) -> bool {
+        matches!(self, Metric::Accuracy | Metric::AccuracyNormalised | Metric::ExactMatch | Metric::Verbatim)
+    }
+
+    /// How it was computed, where there is more than one way.
+    pub fn signature(self) -> Option<&'static str> {
+        match self {
+            Metric::Bleu => Some(bleu::BLEU_SIGNATURE),
+            Metric::Chrf => Some(bleu::CHRF_SIGNATURE),
+            Metric::Rouge1 | Metric::Rouge2 | Metric::RougeL => Some(rouge::SIGNATURE),
+            _ => None,
+        }
+    }
+
+    /// The metric of counts that were summed over prompts: a mean, but for BLEU and chrF. `None` where nothing was
+    /// counted.
+    pub fn of(self, counts: &[f64]) -> Option<f64> {
+        match self {
+            Metric::Bleu => Some(bleu::bleu(counts)),
+            Metric::Chrf => Some(bleu::chrf(counts)),
+            _ => (counts[1] > 0.0).then(|| counts[0] / counts[1]),
+        }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn answers_are_compared_as_squad_does() {
-        assert_eq!(exact_match("The Eiffel Tower.", "eiffel tower"), 1.0);
-        assert_eq!(exact_match("tower", "eiffel tower"), 0.0);
-        assert_eq!(f1("the big tower", "eiffel tower"), 0.5);
-        assert_eq!(f1("", "a"), 1.0);
-        assert_eq!(f1("x", ""), 0.0);
-        // A word counts as often as it occurs in both.
-        assert_eq!(f1("yes yes", "yes"), 2.0 / 3.0);
+impl Serialize for Metric {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
     }
+}
 
-    #[test]
-    fn intervals_are_wilsons() {
-        let scores: Vec<f64> = (0..100).map(|i| f64::from(i < 80)).collect();
-        let mean = Mean::of(&scores).unwrap();
-        assert!((mean.mean, mean.count) == (0.8, 100));
-        assert!((mean.low - 0.7112).abs() < 1e-4 && (mean.high - 0.8666).abs() < 1e-4, "{mean:?}");
-        let all = Mean::of(&[1.0; 20]).unwrap();
-        assert!(all.high == 1.0 && all.low > 0.8 && all.low < 0.9);
-        assert_eq!(Mean::of(&[]), None);
+/// What one prompt adds to the counts that a metric is computed from.
+pub type Counts = (Metric, Vec<f64>);
+
+fn mean_of(metric: Metric, score: f64) -> Counts {
+    (metric, vec![score, 1.0])
+}
+
+/// The counts of a prompt whose options were ranked.
+pub fn of_choice(right: usize, by_sum: usize, by_token: usize) -> Vec<Counts> {
+    let share = |metric, chosen| mean_of(metric, f64::from(u8::from(chosen == right)));
+    vec![share(Metric::Accuracy, by_sum), share(Metric::AccuracyNormalised, by_token)]
+}
+
+/// The counts of a prompt that was answered in words.
+pub fn of_answer(answer: &str, reference: &str) -> Vec<Counts> {
+    let share = |metric, equal| mean_of(metric, f64::from(u8::from(equal)));
+    let [one, two, longest] = rouge::rouge(answer, reference);
+    vec![
+        share(Metric::ExactMatch, squad::exact_match(answer, reference)),
+        share(Metric::Verbatim, answer.trim() == reference.trim()),
+        mean_of(Metric::F1, squad::f1(answer, reference)),
+        (Metric::Bleu, bleu::bleu_counts(answer, reference).to_vec()),
+        (Metric::Chrf, bleu::chrf_counts(answer, reference).to_vec()),
+        mean_of(Metric::Rouge1, one),
+        mean_of(Metric::Rouge2, two),
+        mean_of(Metric::RougeL, longest),
+    ]
+}
+
+/// The metric that a task is known by, in means over tasks and in charts: accuracy where options were ranked, else by
+/// its cluster. Those of FLAN are named, by the paper's names and by its code's; a cluster of one's own has F1.
+pub fn headline(ranked: bool, cluster: &str, code_cluster: &str) -> Metric {
+    if ranked {
+        return Metric::Accuracy;
+    }
+    match (cluster, code_cluster) {
+        ("translation", _) | (_, "translation") => Metric::Bleu,
+        ("summarization" | "struct-to-text", _) | (_, "summarization" | "structure_to_text") => Metric::Rouge1,
+        // Short answers that are right or wrong.
+        ("closed-book-qa", _) | (_, "open_domain_qa" | "math") => Metric::ExactMatch,
+        // What is asked for is the very thing that SQuAD's comparison ignores: case, punctuation, spaces.
+        (_, "text_formatting") => Metric::Verbatim,
+        // Questions about a text, and all else.
+        _ => Metric::F1,
     }
 }

@@ -3,26 +3,40 @@
 //! A prompt that offers options is scored by rank: the model's answer is the option whose tokens it finds most likely
 //! after the inputs, the first of several; once by the sum of their log-likelihoods (the paper's way) and once by the
 //! mean over the option's tokens, which does not favour short options. Any other prompt is answered by greedy
-//! generation, until the end of text or a limit, and compared by exact match and F1. Each task gets a score for each
-//! of its templates, and the mean over templates; prompts of turned-around templates ask something else and are left
-//! out.
+//! generation, until the end of text or a limit, and compared with the reference by several [`Metric`]s, one of which
+//! the task is known by.
+//!
+//! Each template is scored by itself. A task's score is the mean over its templates, each counting the same; beside it
+//! stands the score of the template that is best on the task's validation rows, as FLAN reports (arXiv 2109.01652,
+//! section 3). Prompts of turned-around templates ask something else and are left out.
+//!
+//! [`compare`] sets several such evaluations beside each other.
 
+pub mod answer;
+pub mod bleu;
+pub mod chart;
+pub mod compare;
+pub mod interval;
 pub mod metrics;
+mod overlap;
+pub mod questions;
+pub mod rouge;
+pub mod squad;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use arrow::array::{AsArray, RecordBatch};
-use arrow::datatypes::Int32Type;
 use serde::Serialize;
 
-use self::metrics::{Mean, exact_match, f1};
+use self::answer::Model;
+use self::chart::{Chart, Group, Panel};
+use self::interval::{Draws, Measured, Resampled, Score, wilson};
+use self::metrics::{Metric, headline, of_answer, of_choice};
+use self::questions::{Question, questions, shards};
 use crate::diag::{Diagnostic, Result};
-use crate::model::decoder::{Decoder, Layout, Purpose};
-use crate::model::ops::{Batch, Ops};
+use crate::model::ops::Ops;
 use crate::model::weights;
 use crate::shard::manifest::{self, Manifest};
-use crate::shard::{inspect, reader};
 use crate::tokenize::Tokenizer;
 
 /// What is asked for.
@@ -40,29 +54,58 @@ pub struct Evaluation {
     pub longest_answer: usize,
     /// Tokens that go through the model at a time.
     pub micro_batch: usize,
+    /// Keep keys and values of inputs, where the backend can, so that they go through the model once.
+    pub cache: bool,
 }
 
-/// Scores of one template, or means over those of a task.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Scores {
-    /// Share of the prompts whose answer is the most likely option.
-    pub accuracy: Option<Mean>,
-    /// The same, by likelihood a token.
-    pub accuracy_normalised: Option<Mean>,
-    pub exact_match: Option<Mean>,
-    pub f1: Option<Mean>,
+/// Scores by metric.
+pub type Scores = BTreeMap<Metric, Score>;
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TemplateScores {
+    pub template: String,
+    pub scores: Scores,
+}
+
+/// The prompts of one split of a task.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SplitScores {
+    /// In the order of the definition.
+    pub templates: Vec<TemplateScores>,
+    /// Over templates, each counting the same.
+    pub mean: Scores,
+    /// Prompts longer than the model takes, which were left out.
+    pub too_long: usize,
+    /// The mean's resamples, for means over tasks.
+    #[serde(skip)]
+    resampled: BTreeMap<Metric, Resampled>,
+}
+
+/// The template that is best on the validation rows, the first of several, and what it comes to.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BestOnDev {
+    pub template: String,
+    pub validation: Score,
+    pub test: Score,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TaskScores {
     pub task: String,
     pub cluster: String,
-    pub split: String,
-    /// Mean over templates, each counting the same.
-    pub mean: BTreeMap<&'static str, f64>,
-    pub templates: BTreeMap<String, Scores>,
-    /// Prompts longer than the model takes.
-    pub too_long: usize,
+    /// The metric that the task is known by.
+    pub headline: Metric,
+    pub test: SplitScores,
+    pub validation: Option<SplitScores>,
+    pub best_on_dev: Option<BestOnDev>,
+}
+
+/// The mean over the tasks of a cluster, each by the metric that it is known by.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ClusterScore {
+    pub cluster: String,
+    pub tasks: usize,
+    pub score: Score,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -70,41 +113,19 @@ pub struct Report {
     pub model: String,
     /// Hash of the plan of the data.
     pub plan: String,
+    /// How metrics were computed that there are several ways for.
+    pub signatures: BTreeMap<Metric, &'static str>,
+    /// How scores that are no shares got their intervals.
+    pub intervals: String,
+    pub clusters: Vec<ClusterScore>,
     pub tasks: Vec<TaskScores>,
-}
-
-/// A prompt of an evaluation shard.
-struct Question {
-    inputs: Vec<u32>,
-    targets: Vec<u32>,
-    options: Vec<Vec<u32>>,
-    answer: i32,
-    template: String,
-    original: bool,
-}
-
-impl Question {
-    /// Whether the options are those of the question that this prompt asks.
-    fn ranked(&self) -> Option<usize> {
-        let answer = usize::try_from(self.answer).ok()?;
-        let offered = self.options.len() > 1 && !self.inputs.is_empty();
-        (offered && self.options.get(answer) == Some(&self.targets)).then_some(answer)
-    }
-
-    /// Tokens of the longest text that the model has to look at.
-    fn longest(&self, longest_answer: usize) -> usize {
-        let answer = match self.ranked() {
-            Some(_) => self.options.iter().map(Vec::len).max().unwrap_or(0),
-            None => longest_answer,
-        };
-        self.inputs.len() + answer
-    }
 }
 
 /// Evaluates a model on the held-out tasks; `report` is told of each task as it is done.
 pub fn evaluate<O: Ops>(evaluation: &Evaluation, mut report: impl FnMut(&TaskScores)) -> Result<Report> {
     let manifest = manifest::require(&evaluation.data)?;
     let tokenizer = Tokenizer::open(&evaluation.data.join(manifest::TOKENIZER))?;
+    let shards = shards(&evaluation.data, &manifest, &evaluation.tasks)?;
     let config = weights::config(&evaluation.model)?;
     if manifest.tokenizer.vocabulary > config.vocabulary {
         return Err(Diagnostic::error("vocabulary", "the tokenizer of the data has more tokens than the model")
@@ -114,286 +135,227 @@ pub fn evaluate<O: Ops>(evaluation: &Evaluation, mut report: impl FnMut(&TaskSco
             .help("compile with the tokenizer of the model: `tokenizer.file` in the recipe")
             .into());
     }
-    let positions = config.max_positions;
-    let tokens = evaluation.micro_batch.max(positions.min(LONGEST));
-    let logit_rows = 512.min(tokens);
-    let (decoder, table) = Decoder::lay_out(config, Layout { tokens, logit_rows, purpose: Purpose::Score });
-    let mut ops = O::allocate(table)?;
-    ops.set_rotations(&decoder.config.rotation_frequencies(), positions.min(tokens));
-    weights::load(&evaluation.model, &decoder, &mut ops)?;
-
-    let mut model = Model { decoder, ops, longest: positions.min(tokens), end: manifest.tokenizer.eos.0 };
+    let mut examiner = Examiner {
+        evaluation,
+        model: Model::<O>::open(&evaluation.model, config, evaluation.micro_batch, evaluation.cache)?,
+        tokenizer,
+        end: manifest.tokenizer.eos.0,
+        continuation: manifest.recipe["wrapper"] == "continuation",
+    };
     let mut tasks = Vec::new();
-    for (task, split, files) in shards(evaluation, &manifest)? {
-        let cluster = manifest.tasks.iter().find(|t| t.task == task).map_or(String::new(), |t| t.cluster.clone());
-        let scores = one_task(evaluation, &mut model, &tokenizer, task, split, cluster, &files)?;
+    for (task, splits) in shards {
+        // Rows that are all filtered leave no test shard.
+        let Some(test) = splits.get(TEST) else { continue };
+        let test = examiner.split(&task, TEST, test)?;
+        let validation = splits.get(VALIDATION).map(|files| examiner.split(&task, VALIDATION, files)).transpose()?;
+        let scores = task_scores(&manifest, task, test, validation);
         report(&scores);
         tasks.push(scores);
     }
-    Ok(Report { model: evaluation.model.display().to_string(), plan: manifest.plan, tasks })
+    let signature = |metric: Metric| Some((metric, metric.signature()?));
+    Ok(Report {
+        model: evaluation.model.display().to_string(),
+        plan: manifest.plan,
+        signatures: Metric::ALL.into_iter().filter_map(signature).collect(),
+        intervals: interval::METHOD.to_owned(),
+        clusters: clusters(&tasks),
+        tasks,
+    })
 }
 
-/// Longest prompt with answer that memory is taken for, where the model would take longer ones.
-const LONGEST: usize = 8_192;
+const TEST: &str = "test";
+const VALIDATION: &str = "validation";
 
-/// Evaluation shards by task and split.
-fn shards(evaluation: &Evaluation, manifest: &Manifest) -> Result<Vec<(String, String, Vec<String>)>> {
-    let mut found: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
-    for file in manifest.files.iter().map(|f| &f.path) {
-        let Some((task, name)) = file.strip_prefix("eval/").and_then(|rest| rest.split_once('/')) else { continue };
-        let Some(split) = name.strip_suffix(".parquet").and_then(|name| name.split('-').next()) else { continue };
-        if !name.ends_with(".provenance.parquet") {
-            found.entry((task.to_owned(), split.to_owned())).or_default().push(file.clone());
+/// Puts a task's splits together.
+fn task_scores(manifest: &Manifest, task: String, test: SplitScores, validation: Option<SplitScores>) -> TaskScores {
+    let entry = manifest.tasks.iter().find(|entry| entry.task == task);
+    let (cluster, code_cluster) = entry.map_or(("", ""), |entry| (&entry.cluster, &entry.code_cluster));
+    let headline = headline(test.mean.contains_key(&Metric::Accuracy), cluster, code_cluster);
+    let best_on_dev = validation.as_ref().and_then(|validation| best_on_dev(headline, validation, &test));
+    TaskScores { cluster: cluster.to_owned(), task, headline, test, validation, best_on_dev }
+}
+
+fn best_on_dev(headline: Metric, validation: &SplitScores, test: &SplitScores) -> Option<BestOnDev> {
+    let mut best: Option<BestOnDev> = None;
+    for of_validation in &validation.templates {
+        let of_test = test.templates.iter().find(|template| template.template == of_validation.template);
+        let validation = of_validation.scores.get(&headline);
+        let (Some(validation), Some(test)) = (validation, of_test.and_then(|t| t.scores.get(&headline))) else {
+            continue;
+        };
+        if best.as_ref().is_none_or(|best| validation.value > best.validation.value) {
+            let template = of_validation.template.clone();
+            best = Some(BestOnDev { template, validation: *validation, test: *test });
         }
     }
-    let names: Vec<String> = found.keys().map(|(task, _)| task.clone()).collect();
-    if let Some(unknown) = evaluation.tasks.iter().find(|task| !names.contains(task)) {
-        return Err(Diagnostic::error("unknown-task", format!("no evaluation shards of task `{unknown}` are here"))
-            .at(&evaluation.data)
-            .found(crate::diag::listing(names.iter().map(String::as_str)))
-            .did_you_mean(unknown, names.iter().map(String::as_str))
-            .into());
-    }
-    if found.is_empty() {
-        return Err(Diagnostic::error(
-            "nothing-held-out",
-            "the compile held no task out: there is nothing to evaluate on",
-        )
-        .at(&evaluation.data)
-        .help("name tasks or clusters under `hold_out` in the recipe")
-        .into());
-    }
-    let asked = |task: &String| evaluation.tasks.is_empty() || evaluation.tasks.contains(task);
-    Ok(found.into_iter().filter(|((t, _), _)| asked(t)).map(|((task, split), files)| (task, split, files)).collect())
+    best
 }
 
-struct Model<O> {
-    decoder: Decoder,
-    ops: O,
-    /// Tokens of the longest text.
-    longest: usize,
-    end: u32,
-}
-
-/// Scores by template, as they come.
-#[derive(Default)]
-struct Collected {
-    accuracy: Vec<f64>,
-    normalised: Vec<f64>,
-    exact: Vec<f64>,
-    f1: Vec<f64>,
-}
-
-fn one_task<O: Ops>(
-    evaluation: &Evaluation,
-    model: &mut Model<O>,
-    tokenizer: &Tokenizer,
-    task: String,
-    split: String,
-    cluster: String,
-    files: &[String],
-) -> Result<TaskScores> {
-    let mut collected: BTreeMap<String, Collected> = BTreeMap::new();
-    let mut taken: BTreeMap<String, usize> = BTreeMap::new();
-    let (mut ranked, mut open) = (Vec::new(), Vec::new());
-    let mut too_long = 0;
-    for file in files {
-        for question in questions(&evaluation.data, file, model.decoder.config.vocabulary)? {
-            let taken = taken.entry(question.template.clone()).or_default();
-            if !question.original || *taken >= evaluation.limit {
-                continue;
-            }
-            *taken += 1;
-            if question.longest(evaluation.longest_answer) > model.longest {
-                too_long += 1;
-            } else if question.ranked().is_some() {
-                ranked.push(question);
-            } else {
-                open.push(question);
-            }
-        }
-    }
-    for (question, (by_sum, by_mean)) in ranked.iter().zip(model.rank(&ranked)) {
-        let scores = collected.entry(question.template.clone()).or_default();
-        let right = question.ranked();
-        scores.accuracy.push(f64::from(u8::from(Some(by_sum) == right)));
-        scores.normalised.push(f64::from(u8::from(Some(by_mean) == right)));
-    }
-    for (question, answer) in open.iter().zip(model.generate(&open, evaluation.longest_answer)) {
-        let text = |ids: &[u32]| tokenizer.decode(ids.strip_suffix(&[model.end]).unwrap_or(ids));
-        let (answer, reference) = (text(&answer), text(&question.targets));
-        let scores = collected.entry(question.template.clone()).or_default();
-        scores.exact.push(exact_match(&answer, &reference));
-        scores.f1.push(f1(&answer, &reference));
-    }
-    let templates: BTreeMap<String, Scores> = collected
-        .into_iter()
-        .map(|(template, c)| {
-            let scores = Scores {
-                accuracy: Mean::of(&c.accuracy),
-                accuracy_normalised: Mean::of(&c.normalised),
-                exact_match: Mean::of(&c.exact),
-                f1: Mean::of(&c.f1),
-            };
-            (template, scores)
-        })
-        .collect();
-    let mean = means(templates.values());
-    Ok(TaskScores { task, cluster, split, mean, templates, too_long })
-}
-
-/// Each score's mean over the templates that have it.
-fn means<'s>(templates: impl Iterator<Item = &'s Scores> + Clone) -> BTreeMap<&'static str, f64> {
-    type Pick = fn(&Scores) -> Option<Mean>;
-    let scores: [(&'static str, Pick); 4] = [
-        ("accuracy", |s| s.accuracy),
-        ("accuracy_normalised", |s| s.accuracy_normalised),
-        ("exact_match", |s| s.exact_match),
-        ("f1", |s| s.f1),
-    ];
-    let mean = |(name, pick): (&'static str, Pick)| {
-        let values: Vec<f64> = templates.clone().filter_map(pick).map(|m| m.mean).collect();
-        (!values.is_empty()).then(|| (name, values.iter().sum::<f64>() / values.len() as f64))
-    };
-    scores.into_iter().filter_map(mean).collect()
-}
-
-impl<O: Ops> Model<O> {
-    /// The option that each question's model finds most likely: in all, and a token.
-    fn rank(&mut self, questions: &[Question]) -> Vec<(usize, usize)> {
-        let mut sums: Vec<Vec<f64>> = questions.iter().map(|q| vec![0.0; q.options.len()]).collect();
-        let all: Vec<(usize, usize)> = questions
-            .iter()
-            .enumerate()
-            .flat_map(|(q, question)| (0..question.options.len()).map(move |o| (q, o)))
-            .collect();
-        let text = |&(q, o): &(usize, usize)| [&questions[q].inputs[..], &questions[q].options[o]].concat();
-        self.each_batch(&all, text, |model, members, texts| {
-            let mut batch = Batch::default();
-            for (&(q, _), text) in members.iter().zip(texts) {
-                batch.push(text, |i| i >= questions[q].inputs.len());
-            }
-            let losses = model.decoder.score(&mut model.ops, &batch);
-            let mut losses = losses.iter().map(|&l| f64::from(l));
-            for &(q, o) in members {
-                sums[q][o] = -losses.by_ref().take(questions[q].options[o].len()).sum::<f64>();
-            }
-        });
-        let best = |scores: &mut dyn Iterator<Item = f64>| {
-            let mut best = (0, f64::NEG_INFINITY);
-            for (option, score) in scores.enumerate() {
-                if score > best.1 {
-                    best = (option, score);
-                }
-            }
-            best.0
-        };
-        let choose = |(question, sums): (&Question, &Vec<f64>)| {
-            let mut by_token = sums.iter().zip(&question.options).map(|(sum, option)| sum / option.len() as f64);
-            (best(&mut sums.iter().copied()), best(&mut by_token))
-        };
-        questions.iter().zip(&sums).map(choose).collect()
+impl TaskScores {
+    /// The score that the task is known by.
+    pub fn score(&self) -> Option<Score> {
+        self.test.mean.get(&self.headline).copied()
     }
 
-    /// The most likely token after another, for each question. Every token costs a pass over the whole text.
-    fn generate(&mut self, questions: &[Question], longest: usize) -> Vec<Vec<u32>> {
-        let mut answers: Vec<Vec<u32>> = vec![Vec::new(); questions.len()];
-        let mut unfinished: Vec<usize> = (0..questions.len()).filter(|&q| !questions[q].inputs.is_empty()).collect();
-        for _ in 0..longest {
-            let so_far = answers.clone();
-            let text = |&q: &usize| [&questions[q].inputs[..], &so_far[q]].concat();
-            self.each_batch(&unfinished, text, |model, members, texts| {
-                let mut batch = Batch::default();
-                for text in texts {
-                    batch.push(text, |_| false);
-                    batch.rows.push(batch.tokens() as u32 - 1);
-                    batch.targets.push(0);
-                }
-                let next = model.decoder.most_likely(&mut model.ops, &batch);
-                for (&q, token) in members.iter().zip(next) {
-                    answers[q].push(token);
-                }
+    fn resampled(&self) -> Option<&Resampled> {
+        self.test.resampled.get(&self.headline)
+    }
+}
+
+impl Report {
+    /// The scores of all tasks, by cluster.
+    pub fn chart(&self) -> Chart {
+        let panel = |cluster: &ClusterScore| {
+            let tasks = self.tasks.iter().filter(|task| task.cluster == cluster.cluster);
+            let tasks = tasks.map(|task| Group {
+                name: task.task.clone(),
+                metric: task.headline.title(),
+                scores: vec![task.score(), task.best_on_dev.as_ref().map(|best| best.test)],
             });
-            unfinished.retain(|&q| answers[q].last() != Some(&self.end));
-            if unfinished.is_empty() {
-                break;
-            }
-        }
-        answers
-    }
-
-    /// Calls `work` with as many members as fit into a batch together, and their texts.
-    fn each_batch<T>(
-        &mut self,
-        members: &[T],
-        text: impl Fn(&T) -> Vec<u32>,
-        mut work: impl FnMut(&mut Self, &[T], &[Vec<u32>]),
-    ) {
-        let capacity = self.decoder.layout.tokens;
-        let (mut first, mut texts, mut tokens) = (0, Vec::new(), 0);
-        for (number, member) in members.iter().enumerate() {
-            let text = text(member);
-            if tokens + text.len() > capacity {
-                work(self, &members[first..number], &texts);
-                texts.clear();
-                (first, tokens) = (number, 0);
-            }
-            tokens += text.len();
-            texts.push(text);
-        }
-        if !texts.is_empty() {
-            work(self, &members[first..], &texts);
+            let mean = Group::mean(cluster.tasks, vec![Some(cluster.score), None]);
+            Panel { name: cluster.cluster.clone(), groups: mean.into_iter().chain(tasks).collect() }
+        };
+        Chart {
+            title: format!("Held-out clusters: {}", self.model),
+            series: vec!["mean over templates", "template that is best on validation rows"],
+            panels: self.clusters.iter().map(panel).collect(),
         }
     }
 }
 
-/// Reads the prompts of an evaluation shard.
-fn questions(root: &Path, file: &str, vocabulary: usize) -> Result<Vec<Question>> {
-    const BATCH: usize = 1024;
-    let provenance_file = file.strip_suffix(".parquet").unwrap_or(file).to_owned() + ".provenance.parquet";
-    let mut questions = Vec::new();
-    let provenance = reader::open(root, &provenance_file, BATCH)?;
-    for (batch, origins) in reader::open(root, file, BATCH)?.zip(provenance) {
-        let (batch, origins) = (batch?, origins?);
-        let origins = inspect::provenance(&origins, &provenance_file)?;
-        let (inputs, targets) = (lists(&batch, "input_ids", file)?, lists(&batch, "targets", file)?);
-        let options = nested(&batch, "options", file)?;
-        let answers = reader::column(&batch, "answer", file)?;
-        let answers = answers.as_primitive_opt::<Int32Type>().ok_or_else(|| reader::wrong_type("answer", file))?;
-        let rows = inputs.into_iter().zip(targets).zip(options).zip(answers.values()).zip(origins);
-        for ((((inputs, targets), options), &answer), origin) in rows {
-            let ids = inputs.iter().chain(&targets).chain(options.iter().flatten());
-            if let Some(id) = ids.clone().find(|&&id| id as usize >= vocabulary) {
-                return Err(Diagnostic::error("eval-row", format!("{file} has the id {id}"))
-                    .at(&root.join(file))
-                    .expected(format!("ids below {vocabulary}, `vocab_size` of the model"))
-                    .into());
-            }
-            let origin = origin.into_iter().next().map(|(origin, ..)| origin);
-            let (template, kind) = origin.map_or(Default::default(), |o| (o.template, o.kind));
-            questions.push(Question { inputs, targets, options, answer, template, original: kind != "turned-around" });
-        }
+/// Means over clusters, in the order of their names.
+fn clusters(tasks: &[TaskScores]) -> Vec<ClusterScore> {
+    let mut by_cluster: BTreeMap<&str, Vec<&Resampled>> = BTreeMap::new();
+    for task in tasks {
+        by_cluster.entry(&task.cluster).or_default().extend(task.resampled());
     }
-    Ok(questions)
+    let mean = |(cluster, scores): (&str, Vec<&Resampled>)| {
+        let score = Resampled::mean(scores.iter().copied())?.score();
+        Some(ClusterScore { cluster: cluster.to_owned(), tasks: scores.len(), score })
+    };
+    by_cluster.into_iter().filter_map(mean).collect()
 }
 
-fn unsigned(values: &[i32]) -> Vec<u32> {
-    values.iter().map(|&id| id as u32).collect()
+/// What asking the questions of a compile takes.
+struct Examiner<'e, O> {
+    evaluation: &'e Evaluation,
+    model: Model<O>,
+    tokenizer: Tokenizer,
+    /// The end of the text.
+    end: u32,
+    /// Whether prompts are texts to be gone on with, for models that were not tuned.
+    continuation: bool,
 }
 
-/// A column of lists, row by row.
-fn lists(batch: &RecordBatch, name: &str, file: &str) -> Result<Vec<Vec<u32>>> {
-    let (values, ends) = reader::lists_i32(batch, name, file)?;
-    Ok(ends.windows(2).map(|w| unsigned(&values[w[0] as usize..w[1] as usize])).collect())
+impl<O: Ops> Examiner<'_, O> {
+    /// Asks and measures the questions of one split of a task.
+    fn split(&mut self, task: &str, split: &str, files: &[String]) -> Result<SplitScores> {
+        let Asked { mut ranked, open, templates, rows, too_long } = self.ask(files)?;
+        let mut measured: Vec<Measured> = templates.iter().map(|_| Measured::default()).collect();
+        let place = |question: &Question| (templates.iter().position(|t| *t == question.template), rows[&question.row]);
+        let mut push = |question: &Question, counts| {
+            if let (Some(template), row) = place(question) {
+                measured[template].push(row, counts);
+            }
+        };
+        let right: Vec<usize> = ranked.iter().filter_map(Question::ranked).collect();
+        if self.continuation {
+            // A model that was not tuned has not learned that an answer ends the text.
+            ranked
+                .iter_mut()
+                .flat_map(|q| &mut q.options)
+                .filter(|o| o.len() > 1)
+                .for_each(|o| o.truncate(o.len() - 1));
+        }
+        for ((question, right), (by_sum, by_token)) in ranked.iter().zip(right).zip(self.model.rank(&ranked)) {
+            push(question, of_choice(right, by_sum, by_token));
+        }
+        for (question, (answer, reference)) in open.iter().zip(self.answers(&open)) {
+            push(question, of_answer(&answer, &reference));
+        }
+        let draws = Draws::of(task, split, rows.len());
+        let resampled: Vec<BTreeMap<Metric, Resampled>> = measured.iter().map(|m| m.resampled(&draws)).collect();
+        let mean = |metric: Metric| Some((metric, Resampled::mean(resampled.iter().filter_map(|r| r.get(&metric)))?));
+        let means: BTreeMap<Metric, Resampled> = Metric::ALL.into_iter().filter_map(mean).collect();
+        let scored = |(template, resampled): (String, &BTreeMap<Metric, Resampled>)| {
+            let score = |(metric, resampled): (&Metric, &Resampled)| {
+                let score = resampled.score();
+                (*metric, if metric.is_share() { wilson(score.value, score.count) } else { score })
+            };
+            TemplateScores { template, scores: resampled.iter().map(score).collect() }
+        };
+        Ok(SplitScores {
+            templates: templates.clone().into_iter().zip(&resampled).map(scored).collect(),
+            mean: means.iter().map(|(metric, mean)| (*metric, mean.score())).collect(),
+            too_long,
+            resampled: means,
+        })
+    }
+
+    /// Reads the questions that are asked.
+    fn ask(&self, files: &[String]) -> Result<Asked> {
+        let mut asked = Asked::default();
+        let mut taken: BTreeMap<String, usize> = BTreeMap::new();
+        for file in files {
+            for question in questions(&self.evaluation.data, file, self.model.decoder.config.vocabulary)? {
+                let taken = taken.entry(question.template.clone()).or_default();
+                if !question.original || question.inputs.is_empty() || *taken >= self.evaluation.limit {
+                    continue;
+                }
+                *taken += 1;
+                if !asked.templates.contains(&question.template) {
+                    asked.templates.push(question.template.clone());
+                }
+                let number = asked.rows.len();
+                asked.rows.entry(question.row.clone()).or_insert(number);
+                if question.longest(self.evaluation.longest_answer) > self.model.longest {
+                    asked.too_long += 1;
+                } else if question.ranked().is_some() {
+                    asked.ranked.push(question);
+                } else {
+                    asked.open.push(question);
+                }
+            }
+        }
+        Ok(asked)
+    }
+
+    /// Generates answers; gives each with its reference.
+    ///
+    /// An answer ends with the text. That of a continuation ends with its line, or at a blank line if one of the
+    /// references has several lines: what was not tuned goes on with the next example.
+    fn answers(&mut self, open: &[Question]) -> Vec<(String, String)> {
+        let (tokenizer, end) = (&self.tokenizer, self.end);
+        let text = |ids: &[u32]| tokenizer.decode(ids.strip_suffix(&[end]).unwrap_or(ids));
+        let references: Vec<String> = open.iter().map(|question| text(&question.targets)).collect();
+        let one_line = references.iter().all(|reference| !reference.trim().contains('\n'));
+        let stop = self.continuation.then_some(if one_line { "\n" } else { "\n\n" });
+        let ends = |ids: &[u32]| {
+            let stopped = |stop| text(ids).trim_start().contains(stop);
+            ids.last() == Some(&end) || stop.is_some_and(stopped)
+        };
+        let answers = self.model.generate(open, self.evaluation.longest_answer, ends);
+        let answer = |ids: &Vec<u32>| {
+            let text = text(ids);
+            match stop.and_then(|stop| text.trim_start().split_once(stop)) {
+                Some((answer, _)) => answer.to_owned(),
+                None => text,
+            }
+        };
+        answers.iter().map(answer).zip(references).collect()
+    }
 }
 
-/// A column of lists of lists, row by row.
-fn nested(batch: &RecordBatch, name: &str, file: &str) -> Result<Vec<Vec<Vec<u32>>>> {
-    let wrong = || reader::wrong_type(name, file);
-    let outer = reader::column(batch, name, file)?.as_list_opt::<i32>().ok_or_else(wrong)?;
-    let inner = outer.values().as_list_opt::<i32>().ok_or_else(wrong)?;
-    let values = inner.values().as_primitive_opt::<Int32Type>().ok_or_else(wrong)?.values();
-    let lists: Vec<Vec<u32>> =
-        inner.value_offsets().windows(2).map(|w| unsigned(&values[w[0] as usize..w[1] as usize])).collect();
-    Ok(outer.value_offsets().windows(2).map(|w| lists[w[0] as usize..w[1] as usize].to_vec()).collect())
+/// The questions of one split of a task.
+#[derive(Default)]
+struct Asked {
+    /// With options, of which one is to be chosen.
+    ranked: Vec<Question>,
+    /// To be answered in words.
+    open: Vec<Question>,
+    /// In the order of the definition.
+    templates: Vec<String>,
+    /// The rows that they were made of, numbered.
+    rows: BTreeMap<(String, u64), usize>,
+    too_long: usize,
 }

@@ -23,7 +23,7 @@ pub enum Group {
     Weights,
     Gradients,
     Optimizer,
-    /// Kept from the forward pass for the backward pass.
+    /// Kept from the forward pass, for the backward pass or for texts to be gone on with.
     Activations,
     /// Used anew by every layer.
     Workspace,

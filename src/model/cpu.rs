@@ -9,7 +9,9 @@ use ndarray::{ArrayView2, ArrayViewMut2, ShapeBuilder};
 use rayon::prelude::*;
 
 use super::arena::{Group, Table, Tensor};
-use super::ops::{AdafactorStep, AttentionGradients, AttentionSaved, Batch, Moments, Norm, Ops, Turn};
+use super::ops::{
+    AdafactorStep, AttentionGradients, AttentionSaved, Batch, Cache, Cached, Moments, Norm, Ops, Past, Turn,
+};
 use super::ranks::Ranks;
 use crate::diag::Result;
 
@@ -53,6 +55,77 @@ impl Cpu {
 
     fn tokens(&self) -> usize {
         self.batch.tokens()
+    }
+}
+
+impl Cpu {
+    /// Attention of each segment to its past, if there is a cache, and to itself.
+    fn attend(&mut self, o: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, cache: Option<Cache>) {
+        let (mut out, mut out_lse) = (self.take(o), self.take(lse));
+        let heads = Heads::of(&self.table, q, k);
+        let (q, k, v) = (self.get(q), self.get(k), self.get(v));
+        let cache = cache.map(|cache| (self.get(cache.k), self.get(cache.v)));
+        let (segments, past) = (&self.batch.segments, &self.batch.past);
+        let parts = cut(&mut out, segments, heads.q_width()).zip(cut(&mut out_lse, segments, heads.queries));
+        let parts: Vec<_> = starts(segments).zip(parts).enumerate().collect();
+        parts.into_par_iter().for_each(|(s, ((start, length), (o, lse)))| {
+            // Keys and values: first those of the past, then those of the segment.
+            let mut seen = vec![(k, v, start, length)];
+            if let (Some((k, v)), Some(&Past { place, length: kept @ 1.. })) = (cache, past.get(s)) {
+                seen.insert(0, (k, v, place as usize, kept as usize));
+            }
+            let all: usize = seen.iter().map(|(.., count)| count).sum();
+            let mut scores = vec![0.0; length * all];
+            for h in 0..heads.queries {
+                let q = heads.query(q, start, length, h);
+                let mut first = 0;
+                for &(k, _, at, count) in &seen {
+                    let k = heads.key(k, at, count, h);
+                    let mut scores = strided_mut(&mut scores[first..], length, count, all);
+                    general_mat_mul(heads.scale(), &q, &k.t(), 0.0, &mut scores);
+                    first += count;
+                }
+                for (i, row) in scores.chunks_exact_mut(all).enumerate() {
+                    let (visible, hidden) = row.split_at_mut(all - length + i + 1);
+                    let max = visible.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                    let mut sum = 0.0;
+                    for score in visible.iter_mut() {
+                        *score = (*score - max).exp();
+                        sum += *score;
+                    }
+                    visible.iter_mut().for_each(|score| *score /= sum);
+                    hidden.fill(0.0);
+                    lse[i * heads.queries + h] = max + sum.ln();
+                }
+                let mut o = heads.query_mut(o, length, h);
+                let (mut first, mut beta) = (0, 0.0);
+                for &(_, v, at, count) in &seen {
+                    let v = heads.key(v, at, count, h);
+                    general_mat_mul(1.0, &strided(&scores[first..], length, count, all), &v, beta, &mut o);
+                    (first, beta) = (first + count, 1.0);
+                }
+            }
+        });
+        self.put(o, out);
+        self.put(lse, out_lse);
+    }
+}
+
+impl Cached for Cpu {
+    fn attention(&mut self, o: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, cache: Cache) {
+        self.attend(o, lse, q, k, v, Some(cache));
+    }
+
+    fn keep(&mut self, cache: Cache, k: Tensor, v: Tensor) {
+        for (kept, fresh) in [(cache.k, k), (cache.v, v)] {
+            let (mut out, width) = (self.take(kept), self.per_token(kept));
+            let fresh = self.get(fresh);
+            for ((start, length), past) in starts(&self.batch.segments).zip(&self.batch.past) {
+                let place = (past.place + past.length) as usize;
+                out[place * width..][..length * width].copy_from_slice(&fresh[start * width..][..length * width]);
+            }
+            self.put(kept, out);
+        }
     }
 }
 
@@ -238,7 +311,11 @@ impl Ops for Cpu {
 
     fn rope(&mut self, x: Tensor, turn: Turn) {
         let (mut out, per_token, pairs) = (self.take(x), self.per_token(x), self.pairs);
-        let positions = self.batch.segments.iter().flat_map(|&length| 0..length as usize);
+        let segments = self.batch.segments.iter().enumerate();
+        let positions = segments.flat_map(|(s, &length)| {
+            let first = self.batch.past.get(s).map_or(0, |past| past.length as usize);
+            first..first + length as usize
+        });
         let positions: Vec<usize> = positions.collect();
         let rotations = &self.rotations;
         let sign = if turn == Turn::Forward { 1.0 } else { -1.0 };
@@ -259,36 +336,11 @@ impl Ops for Cpu {
     }
 
     fn attention(&mut self, o: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor) {
-        let (mut out, mut out_lse) = (self.take(o), self.take(lse));
-        let heads = Heads::of(&self.table, q, k);
-        let (q, k, v) = (self.get(q), self.get(k), self.get(v));
-        let segments = &self.batch.segments;
-        let parts = cut(&mut out, segments, heads.q_width()).zip(cut(&mut out_lse, segments, heads.queries));
-        let parts: Vec<_> = starts(segments).zip(parts).collect();
-        parts.into_par_iter().for_each(|((start, length), (o, lse))| {
-            let mut scores = vec![0.0; length * length];
-            for h in 0..heads.queries {
-                let (q, k) = (heads.query(q, start, length, h), heads.key(k, start, length, h));
-                general_mat_mul(heads.scale(), &q, &k.t(), 0.0, &mut matrix_mut(&mut scores, length, length));
-                for (i, row) in scores.chunks_exact_mut(length).enumerate() {
-                    let (visible, hidden) = row.split_at_mut(i + 1);
-                    let max = visible.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                    let mut sum = 0.0;
-                    for score in visible.iter_mut() {
-                        *score = (*score - max).exp();
-                        sum += *score;
-                    }
-                    visible.iter_mut().for_each(|score| *score /= sum);
-                    hidden.fill(0.0);
-                    lse[i * heads.queries + h] = max + sum.ln();
-                }
-                let v = heads.key(v, start, length, h);
-                let mut o = heads.query_mut(o, length, h);
-                general_mat_mul(1.0, &matrix(&scores, length, length), &v, 0.0, &mut o);
-            }
-        });
-        self.put(o, out);
-        self.put(lse, out_lse);
+        self.attend(o, lse, q, k, v, None);
+    }
+
+    fn cached(&mut self) -> Option<&mut dyn Cached> {
+        Some(self)
     }
 
     fn attention_backward(&mut self, gradients: AttentionGradients, saved: AttentionSaved) {

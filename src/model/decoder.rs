@@ -10,10 +10,13 @@
 //! Kept for the backward pass of a layer: x, q, k, v, attention's result, m, gate and up. What is normed or multiplied
 //! elementwise is computed again, which costs little beside the products. With `recompute` only x is kept of each
 //! layer, and its forward pass is done again before its backward pass: a third more work, far less memory.
+//!
+//! Texts can be gone on with token by token: keys and values of what a model has seen are kept by layer, and a later
+//! batch says which of its segments goes on from where ([`super::ops::Past`]).
 
 use super::arena::{Bounds, Group, Kind, Table, Tensor};
 use super::config::Config;
-use super::ops::{AdafactorStep, AttentionGradients, AttentionSaved, Batch, Moments, Norm, Ops, Turn};
+use super::ops::{AdafactorStep, AttentionGradients, AttentionSaved, Batch, Cache, Moments, Norm, Ops, Turn};
 use super::ranks::Ranks;
 use crate::diag::Result;
 
@@ -31,6 +34,10 @@ pub struct Layout {
 pub enum Purpose {
     /// Forward passes only: nothing is kept.
     Score,
+    /// Forward passes that keep keys and values of so many tokens (P), for texts to be gone on with.
+    Decode {
+        places: usize,
+    },
     Train {
         recompute: bool,
     },
@@ -61,6 +68,8 @@ pub struct Decoder {
     /// By layer; one for all where nothing is kept.
     saved: Vec<Saved>,
     final_rstd: Tensor,
+    /// By layer, of a model laid out for decoding.
+    caches: Vec<Cache>,
     work: Workspace,
     gradients: Option<GradientWorkspace>,
 }
@@ -188,7 +197,7 @@ impl Decoder {
         let (n, r) = (layout.tokens, layout.logit_rows);
         let (width, inner, vocabulary) = (c.hidden, c.intermediate, c.vocabulary);
         let (q_width, kv_width) = (c.query_width(), c.kv_width());
-        let train = layout.purpose != Purpose::Score;
+        let train = matches!(layout.purpose, Purpose::Train { .. });
         let bounds = Bounds { tokens: n, logit_rows: r, heads: c.heads, head_dim: c.head_dim };
         let mut t = Tables { table: Table::new(bounds), parameters: Vec::new(), train };
 
@@ -257,6 +266,15 @@ impl Decoder {
             })
             .collect();
         let final_rstd = keep(Kind::Exact, "activations.rstd".into(), &[n]);
+        let caches = match layout.purpose {
+            Purpose::Decode { places } => (0..c.layers)
+                .map(|l| Cache {
+                    k: keep(Kind::Activation, format!("cache.{l}.k"), &[places, c.kv_heads, c.head_dim]),
+                    v: keep(Kind::Activation, format!("cache.{l}.v"), &[places, c.kv_heads, c.head_dim]),
+                })
+                .collect(),
+            Purpose::Score | Purpose::Train { .. } => Vec::new(),
+        };
 
         let losses = table.add(Group::Workspace, Kind::Exact, "losses", &[n]);
         let mut work = |name: &str, shape: &[usize]| table.add(Group::Workspace, Kind::Activation, name, shape);
@@ -292,6 +310,7 @@ impl Decoder {
             x,
             saved,
             final_rstd,
+            caches,
             work: workspace,
             gradients,
         };
@@ -311,6 +330,12 @@ impl Decoder {
     /// Numbers that are learned.
     pub fn parameter_count(&self, table: &Table) -> usize {
         self.parameters.iter().map(|p| table.get(p.weight).len()).sum()
+    }
+
+    /// Keeps the batch's keys and values, and nothing else.
+    pub fn read(&self, ops: &mut impl Ops, batch: &Batch) {
+        assert!(batch.keep, "a batch that is read is kept");
+        self.forward(ops, batch);
     }
 
     /// The loss at each of the batch's rows.
@@ -358,7 +383,7 @@ impl Decoder {
             ops.linear_backward_input(g.dhidden, self.work.logits, self.head.w, count, false);
             ops.scatter(g.dnormed, g.dhidden, first, count);
         });
-        self.backward(ops, g, batch.tokens());
+        self.backward(ops, g, batch);
         ops.losses(self.work.losses, batch.rows.len())
     }
 
@@ -427,7 +452,7 @@ impl Decoder {
         ops.embed(self.x[0], self.embedding.w);
         ops.rmsnorm(work.normed, self.saved(0).rstd1, self.x[0], self.layers[0].norm1.w, eps);
         for (l, layer) in self.layers.iter().enumerate() {
-            self.forward_to_gates(ops, l, n);
+            self.forward_to_gates(ops, l, batch);
             let saved = self.saved(l);
             ops.swiglu(work.h, saved.gate, saved.up);
             forward(ops, work.delta, work.h, layer.down, n);
@@ -440,7 +465,8 @@ impl Decoder {
     }
 
     /// A layer from its normed input to gate and up: all that its backward pass needs.
-    fn forward_to_gates(&self, ops: &mut impl Ops, l: usize, n: usize) {
+    fn forward_to_gates(&self, ops: &mut impl Ops, l: usize, batch: &Batch) {
+        let n = batch.tokens();
         let (layer, saved, work, eps) = (&self.layers[l], self.saved(l), &self.work, self.config.norm_eps);
         let (q, k) = saved.raw.map_or((saved.q, saved.k), |raw| (raw.q, raw.k));
         forward(ops, q, work.normed, layer.q, n);
@@ -452,7 +478,15 @@ impl Decoder {
         }
         ops.rope(saved.q, Turn::Forward);
         ops.rope(saved.k, Turn::Forward);
-        ops.attention(saved.o, saved.lse, saved.q, saved.k, saved.v);
+        match ops.cached() {
+            Some(cached) if !batch.past.is_empty() => {
+                cached.attention(saved.o, saved.lse, saved.q, saved.k, saved.v, self.caches[l]);
+                if batch.keep {
+                    cached.keep(self.caches[l], saved.k, saved.v);
+                }
+            }
+            _ => ops.attention(saved.o, saved.lse, saved.q, saved.k, saved.v),
+        }
         forward(ops, work.delta, saved.o, layer.o, n);
         ops.residual_rmsnorm(work.normed, saved.rstd2, saved.m, self.stream(l), work.delta, layer.norm2.w, eps);
         forward(ops, saved.gate, work.normed, layer.gate, n);
@@ -460,8 +494,8 @@ impl Decoder {
     }
 
     /// From the gradient of the normed result to those of all weights.
-    fn backward(&self, ops: &mut impl Ops, g: &GradientWorkspace, n: usize) {
-        let (work, eps) = (&self.work, self.config.norm_eps);
+    fn backward(&self, ops: &mut impl Ops, g: &GradientWorkspace, batch: &Batch) {
+        let (n, work, eps) = (batch.tokens(), &self.work, self.config.norm_eps);
         let last = self.stream(self.layers.len());
         ops.zero(g.dx);
         ops.rmsnorm_backward(g.dx, self.final_norm.gradient(), g.dnormed, last, self.final_norm.w, self.final_rstd);
@@ -469,7 +503,7 @@ impl Decoder {
             let (x, saved) = (self.stream(l), self.saved(l));
             if self.layout.purpose == (Purpose::Train { recompute: true }) {
                 ops.rmsnorm(work.normed, saved.rstd1, x, layer.norm1.w, eps);
-                self.forward_to_gates(ops, l, n);
+                self.forward_to_gates(ops, l, batch);
             }
 
             // x = m + down_proj(h): dx goes on to m as it is, and through the MLP.

@@ -16,6 +16,7 @@
 //! | L | layers |
 //! | H, K, D | query heads, key-value heads, width of a head |
 //! | R | rows of a chunk of those positions that predict something |
+//! | P | places of tokens whose keys and values are kept |
 //!
 //! Matrices are row-major; weights of linear layers are (out, in), as checkpoints have them. Row counts of
 //! activations come from the batch, which may be shorter than the tensors were laid out for.
@@ -40,6 +41,21 @@ pub struct Batch {
     pub rows: Vec<u32>,
     /// The token that each of `rows` has to predict.
     pub targets: Vec<u32>,
+    /// By segment, what it goes on from; empty where every segment is a text from its beginning.
+    pub past: Vec<Past>,
+    /// Whether keys and values of these tokens are kept behind the past of their segment.
+    pub keep: bool,
+}
+
+/// The beginning of a text, whose keys and values were kept by earlier passes: a segment goes on behind it. Its tokens
+/// attend to the past as well, and their positions count from the text's first token. Several segments may go on from
+/// one past, and do not see each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Past {
+    /// Where the text begins among what is kept, below P.
+    pub place: u32,
+    /// Tokens of it that are kept; 0 where the segment is the beginning.
+    pub length: u32,
 }
 
 impl Batch {
@@ -58,11 +74,24 @@ impl Batch {
         self.segments.push(ids.len() as u32);
     }
 
+    /// Adds the rest of a text, behind what is kept of it; its last tokens predict `targets`.
+    pub fn go_on(&mut self, past: Option<Past>, text: &[u32], targets: &[u32]) {
+        let rest = &text[past.map_or(0, |past| past.length as usize)..];
+        self.ids.extend_from_slice(rest);
+        self.segments.push(rest.len() as u32);
+        self.past.extend(past);
+        let end = self.ids.len();
+        self.rows.extend((end - targets.len()..end).map(|row| row as u32));
+        self.targets.extend_from_slice(targets);
+    }
+
     pub fn clear(&mut self) {
         self.ids.clear();
         self.segments.clear();
         self.rows.clear();
         self.targets.clear();
+        self.past.clear();
+        self.keep = false;
     }
 }
 
@@ -125,7 +154,8 @@ pub trait Ops: Sized {
 
     fn zero(&mut self, tensor: Tensor);
 
-    /// Makes `batch` the one that all operations are about; ids are below V, segments not longer than the rotations.
+    /// Makes `batch` the one that all operations are about; ids are below V, segments with their past not longer than
+    /// the rotations. A batch with a past is given only to a backend that has [`Ops::cached`].
     fn load(&mut self, batch: &Batch);
 
     /// Sets how far each pair of a head turns a position (D / 2), for positions below `positions`.
@@ -178,6 +208,12 @@ pub trait Ops: Sized {
     /// With `P = exp(S - lse)`, `delta = Σ_D do · o`, `dS = P (do vᵀ - delta)`:
     /// `dq = dS k / sqrt(D)`, `dk = dSᵀ q / sqrt(D)`, `dv = Pᵀ do`; dk and dv are sums over the heads of a group
     fn attention_backward(&mut self, gradients: AttentionGradients, saved: AttentionSaved);
+
+    /// The operations with which texts are gone on with from keys and values that were kept. A backend without them
+    /// gets whole texts instead, which gives the same answers with more work.
+    fn cached(&mut self) -> Option<&mut dyn Cached> {
+        None
+    }
 
     // SwiGLU (Shazeer 2020)
 
@@ -235,6 +271,24 @@ pub trait Ops: Sized {
     /// `u /= max(1, rms(u) / clip_threshold)`; `lr = rate · [max(eps2, rms(w))]`;
     /// `w -= weight_decay · lr · w`; `w -= lr · u`
     fn adafactor(&mut self, w: Tensor, g: Tensor, moments: Moments, step: &AdafactorStep);
+}
+
+/// Attention with a cache, of batches with a [`Past`]. Token i of segment s has p = `past[s].place` and
+/// n = `past[s].length`.
+pub trait Cached {
+    /// [`Ops::attention`] over the past and then the segment itself: i sees rows p to p + n of the cache, and of k and v
+    /// the segment's tokens up to i · o, q (N, H, D), k, v (N, K, D), cache (P, K, D) each, lse (N, H)
+    fn attention(&mut self, o: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, cache: Cache);
+
+    /// `cache[p + n + i] = k[i]`, and v likewise
+    fn keep(&mut self, cache: Cache, k: Tensor, v: Tensor);
+}
+
+/// Keys, rotated, and values of a layer that are kept between batches.
+#[derive(Clone, Copy, Debug)]
+pub struct Cache {
+    pub k: Tensor, // (P, K, D)
+    pub v: Tensor, // (P, K, D)
 }
 
 /// Outputs of [`Ops::attention_backward`].

@@ -68,6 +68,7 @@ pub struct TaskEntry {
     pub task: String,
     pub dataset: String,
     pub cluster: String,
+    pub code_cluster: String,
     pub corpus: String,
     /// `trained` or `held-out`.
     pub role: String,

@@ -15,6 +15,9 @@ pub struct Exemplar {
 pub enum Wrapper {
     /// An exemplar's targets stand on the line below its inputs; a blank line follows.
     None,
+    /// The same, and a line break after the inputs: the answer goes on where the text ends. So are models asked that
+    /// were not tuned.
+    Continuation,
     /// `0 … X 1 … X 0 … X 1 FLAN`, the dialogue markers of FLAN v1.
     FlanV1,
 }
@@ -26,9 +29,12 @@ pub enum Wrapper {
 pub fn assemble<'t>(exemplars: &[&Exemplar], inputs: &'t str, wrapper: Wrapper) -> Cow<'t, str> {
     match wrapper {
         Wrapper::None if exemplars.is_empty() => Cow::Borrowed(inputs),
-        Wrapper::None => {
+        Wrapper::None | Wrapper::Continuation => {
             let mut text: String = exemplars.iter().map(|e| block(e)).collect();
             text.push_str(inputs);
+            if wrapper == Wrapper::Continuation {
+                text.push('\n');
+            }
             Cow::Owned(text)
         }
         Wrapper::FlanV1 => {
@@ -55,5 +61,7 @@ mod tests {
         assert_eq!(assemble(&[], "q", Wrapper::FlanV1), "0 q X 1 FLAN");
         assert_eq!(assemble(&[&one, &two], "q", Wrapper::FlanV1), "0 q1 X 1 a1 X 0 q2 X 1 a2 X 0 q X 1 FLAN");
         assert_eq!(assemble(&[&one], "q", Wrapper::None), "q1\na1\n\nq");
+        assert_eq!(assemble(&[&one], "q", Wrapper::Continuation), "q1\na1\n\nq\n");
+        assert_eq!(assemble(&[], "q", Wrapper::Continuation), "q\n");
     }
 }
