@@ -13,7 +13,9 @@ use crate::diag::{Diagnostic, Result, Span, listing, one};
 use crate::ingest::Corpus;
 use crate::ingest::info::CorpusName;
 use crate::ingest::splits::{self, Part};
-use crate::mixture::{Absent, Choice, Compat, Instructions, Recipe, ReducedSplits, rates, reduced_splits, too_close};
+use crate::mixture::{
+    Absent, Choice, Compat, Instructions, Recipe, ReducedSplits, Wrapper, rates, reduced_splits, too_close,
+};
 use crate::shard::writer;
 use crate::storage;
 use crate::task::{Catalogue, Task, fingerprint};
@@ -164,6 +166,8 @@ pub fn with_tokenizer<'c>(mut sources: Sources<'c>, data_dirs: &[PathBuf]) -> Re
     let pad = tokenizer.padding(text(&choice.pad).as_deref(), &eos).map_err(|d| named(&choice.pad, *d))?;
     let separator = match &choice.separator {
         Some(name) => tokenizer.control(Some(&name.text), &[]).map_err(|d| named(&choice.separator, *d))?,
+        // An answer that goes on where its text ends has nothing before it.
+        None if sources.recipe.wrapper == Wrapper::Continuation => None,
         None => (sources.recipe.compat == Compat::FlanV1).then(|| eos.clone()),
     };
     sources.warnings.extend(tokenizer.warnings.iter().cloned());

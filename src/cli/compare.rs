@@ -39,6 +39,9 @@ pub struct Compare {
     /// Most exemplars before a prompt
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=64))]
     shots: u64,
+    /// Unreadable records to skip before the run stops with their list
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    max_bad_records: u64,
     #[command(flatten)]
     asking: Asking,
     #[command(flatten)]
@@ -61,7 +64,7 @@ impl Compare {
                 return Err(nothing_held_out(&recipe).into());
             }
             eprintln!("{}: prompts", way.title);
-            pool.install(|| compile::compile(&plan, &self.prompts(way), 0, &Progress::default()))?;
+            pool.install(|| compile::compile(&plan, &self.prompts(way), self.max_bad_records, &Progress::default()))?;
         }
         let mut reports = Vec::new();
         for way in WAYS {
@@ -129,9 +132,12 @@ fn markdown(comparison: &Comparison) -> String {
     let tuned = WAYS.iter().position(|way| way.tuned && !way.exemplars).unwrap_or(0);
     let mut rows = vec![header];
     for cluster in &comparison.clusters {
-        let mut row = vec![format!("**{}**", cluster.cluster), format!("mean of {}", cluster.tasks)];
-        row.extend(cluster.scores.iter().map(|score| with_interval(score.as_ref())));
-        row.push(String::new());
+        let mut row = vec![format!("**{}**", cluster.cluster)];
+        if cluster.tasks > 1 {
+            row.push(format!("mean of {}", cluster.tasks));
+            row.extend(cluster.scores.iter().map(|score| with_interval(score.as_ref())));
+        }
+        row.resize(rows[0].len(), String::new());
         rows.push(row);
         for task in comparison.tasks.iter().filter(|task| task.cluster == cluster.cluster) {
             let mut row = vec![task.task.clone(), task.metric.title().to_owned()];

@@ -35,28 +35,22 @@ use crate::storage;
 pub struct Eval {
     #[command(subcommand)]
     command: Option<Command>,
-    #[command(flatten)]
-    one: Option<One>,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    Compare(Compare),
-}
-
-#[derive(Args)]
-struct One {
     /// Directory of the model: config.json and safetensors
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    #[arg(long, value_name = "DIR", required = true)]
+    model: Option<PathBuf>,
     /// Directory that `flanc compile` wrote, with tasks held out
-    #[arg(long, value_name = "DIR")]
-    data: PathBuf,
+    #[arg(long, value_name = "DIR", required = true)]
+    data: Option<PathBuf>,
     /// Directory for report.json, report.txt and chart.svg
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     #[command(flatten)]
     asking: Asking,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Compare(Compare),
 }
 
 /// How questions are asked, of one model or several.
@@ -103,20 +97,15 @@ impl Asking {
 
 impl Eval {
     pub fn run(self) -> Outcome {
-        match (self.command, self.one) {
-            (Some(Command::Compare(compare)), _) => compare.run(),
-            (None, Some(one)) => one.run(),
-            // clap has shown the help: nothing was said at all.
-            (None, None) => Ok(()),
-        }
-    }
-}
-
-impl One {
-    fn run(self) -> Outcome {
+        let (model, data) = match (self.command, &self.model, &self.data) {
+            (None, Some(model), Some(data)) => (model, data),
+            (Some(Command::Compare(compare)), ..) => return compare.run(),
+            // Without a subcommand, clap asks for both.
+            (None, ..) => return Ok(()),
+        };
         let pool = super::threads(self.asking.threads)?;
         let done = |task: &TaskScores| eprintln!("{} is done", task.task);
-        let report = pool.install(|| self.asking.evaluate(&self.model, &self.data, done))?;
+        let report = pool.install(|| self.asking.evaluate(model, data, done))?;
         let (text, json) = (table(&report), serde_json::json!(report));
         if let Some(out) = &self.out {
             write(out, "report.txt", &text, &json, &report.chart())?;

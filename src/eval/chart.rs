@@ -48,9 +48,9 @@ const BOTTOM: f64 = 40.0;
 
 const STYLE: &str = "<style>
 svg { font: 13px system-ui, sans-serif; --ground: #fff; --ink: #222; --quiet: #666; --line: #ddd;
-  --s0: #d9b08c; --s1: #a8622b; --s2: #8db8e8; --s3: #1f5fae; }
+  --s0: #ecd3ba; --s1: #cf8f56; --s2: #bdd6f3; --s3: #5c96d6; }
 @media (prefers-color-scheme: dark) { svg { --ground: #16181c; --ink: #e8e8e8; --quiet: #a0a4ab; --line: #383c43;
-  --s0: #7d5a3c; --s1: #d99a62; --s2: #365f91; --s3: #7fb2ee; } }
+  --s0: #5c4330; --s1: #a56c3d; --s2: #2c4a70; --s3: #4a7fbe; } }
 text { fill: var(--ink) } .quiet { fill: var(--quiet) } .end { text-anchor: end } .mid { text-anchor: middle }
 .title { font-size: 16px; font-weight: 600 } .panel { font-weight: 600 } .grid { stroke: var(--line) }
 .whisker { stroke: var(--ink); stroke-width: 1.2; fill: none } .value { font-size: 11px }

@@ -131,7 +131,10 @@ pub fn compare(recipe: &str, shots: usize, limit: usize, reports: Vec<Report>) -
         }
     }
     let mean = |(cluster, tasks): (String, Vec<Vec<Resampled>>)| {
-        let column = |c: usize| Some(Resampled::mean(tasks.iter().map(|task| &task[c]))?.score());
+        let column = |c: usize| {
+            let scores = || tasks.iter().map(|task| &task[c]);
+            Some(Resampled::mean(scores(), scores().map(|score| score.count).sum())?.score())
+        };
         ClusterRow { cluster, tasks: tasks.len(), scores: (0..reports.len()).map(column).collect() }
     };
     Comparison {

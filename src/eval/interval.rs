@@ -1,9 +1,10 @@
 //! Scores with their 95 % intervals.
 //!
-//! A share of prompts has Wilson's interval. Every other score has one by bootstrap (Efron 1979): the rows of a task
-//! are drawn anew, with replacement, and the score is computed of what was drawn, [`RESAMPLES`] times; the interval
-//! leaves out 2.5 % of the results on either side. Draws are named by the task and its split, so that a row is drawn
-//! or not in all templates alike, and every run gives the same intervals.
+//! A share of a task's prompts has Wilson's interval; the templates of a task ask about the same rows, so a mean over
+//! them is of as many independent cases as there are rows. Every other score, and every mean over tasks, has an interval
+//! by bootstrap (Efron 1979): the rows of a task are drawn anew, with replacement, and the score is computed of what was
+//! drawn, [`RESAMPLES`] times; the interval leaves out 2.5 % of the results on either side. Draws are named by the task
+//! and its split, so that a row is drawn or not in all templates alike, and every run gives the same intervals.
 
 use std::collections::BTreeMap;
 
@@ -19,26 +20,27 @@ pub struct Score {
     pub value: f64,
     pub low: f64,
     pub high: f64,
-    /// Prompts that it was computed of.
+    /// Rows that it was computed of.
     pub count: usize,
 }
 
 /// 97.5 % of a normal distribution lie below it.
 const Z: f64 = 1.959_963_984_540_054;
 
-/// A share of `count` prompts, with the interval of Wilson (1927), which stays between 0 and 1 and does not shrink to
-/// nothing where all prompts came out the same.
+/// A share of `count` independent cases, with the interval of Wilson (1927), which stays between 0 and 1 and does not
+/// shrink to nothing where all cases came out the same. For a mean of numbers between 0 and 1 it is too wide, never too
+/// narrow: their variance is at most that of zeros and ones with the same mean.
 pub fn wilson(share: f64, count: usize) -> Score {
     let n = count as f64;
     let denominator = 1.0 + Z * Z / n;
     let centre = (share + Z * Z / (2.0 * n)) / denominator;
     let half = Z / denominator * (share * (1.0 - share) / n + Z * Z / (4.0 * n * n)).sqrt();
-    Score { value: share, low: (centre - half).max(0.0), high: (centre + half).min(1.0), count }
+    Score { value: share, low: (centre - half).clamp(0.0, share), high: (centre + half).clamp(share, 1.0), count }
 }
 
 /// How intervals were made, for reports.
-pub const METHOD: &str = "95 %: Wilson's for shares of the prompts of a template, bootstrap over rows for all else \
-    (1000 resamples, seed 17)";
+pub const METHOD: &str = "95 %; Wilson's for shares of a task's prompts, counting each row once, bootstrap over rows \
+    for all else (1000 resamples, seed 17)";
 
 /// As many as tell the ends of an interval to about a tenth of its width.
 pub const RESAMPLES: usize = 1000;
@@ -49,7 +51,7 @@ const SEED: u64 = 17;
 pub struct Resampled {
     value: f64,
     resamples: Vec<f64>,
-    count: usize,
+    pub count: usize,
 }
 
 impl Resampled {
@@ -61,9 +63,14 @@ impl Resampled {
         Score { value: self.value, low: sorted[out], high: sorted[sorted.len() - 1 - out], count: self.count }
     }
 
-    /// The mean of several scores, each counting the same. Scores of one task share their draws; those of different
-    /// tasks are drawn independently.
-    pub fn mean<'r>(scores: impl Iterator<Item = &'r Resampled>) -> Option<Resampled> {
+    /// The score of a task, whether of one template or several.
+    pub fn score_of(&self, metric: Metric) -> Score {
+        if metric.is_share() { wilson(self.value, self.count) } else { self.score() }
+    }
+
+    /// The mean of several scores, each counting the same, of so many rows. Scores of one task share their draws; those
+    /// of different tasks are drawn independently.
+    pub fn mean<'r>(scores: impl Iterator<Item = &'r Resampled>, rows: usize) -> Option<Resampled> {
         let scores: Vec<&Resampled> = scores.collect();
         let over = |value: &dyn Fn(&Resampled) -> f64| {
             scores.iter().map(|score| value(score)).sum::<f64>() / scores.len() as f64
@@ -71,7 +78,7 @@ impl Resampled {
         (!scores.is_empty()).then(|| Resampled {
             value: over(&|s| s.value),
             resamples: (0..RESAMPLES).map(|i| over(&|s| s.resamples[i])).collect(),
-            count: scores.iter().map(|s| s.count).sum(),
+            count: rows,
         })
     }
 }
@@ -152,7 +159,7 @@ mod tests {
         // Two means of the same draws vary together, of different tasks independently: by a factor of √2 less.
         let other = measured.resampled(&Draws::of("other", "test", rows));
         let width = |scores: [&Resampled; 2]| {
-            let score = Resampled::mean(scores.into_iter()).unwrap().score();
+            let score = Resampled::mean(scores.into_iter(), rows).unwrap().score();
             score.high - score.low
         };
         let (same, different) = (&resampled[&Metric::F1], &other[&Metric::F1]);

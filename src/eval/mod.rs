@@ -30,7 +30,7 @@ use serde::Serialize;
 
 use self::answer::Model;
 use self::chart::{Chart, Group, Panel};
-use self::interval::{Draws, Measured, Resampled, Score, wilson};
+use self::interval::{Draws, Measured, Resampled, Score};
 use self::metrics::{Metric, headline, of_answer, of_choice};
 use self::questions::{Question, questions, shards};
 use crate::diag::{Diagnostic, Result};
@@ -230,7 +230,8 @@ fn clusters(tasks: &[TaskScores]) -> Vec<ClusterScore> {
         by_cluster.entry(&task.cluster).or_default().extend(task.resampled());
     }
     let mean = |(cluster, scores): (&str, Vec<&Resampled>)| {
-        let score = Resampled::mean(scores.iter().copied())?.score();
+        let rows = scores.iter().map(|score| score.count).sum();
+        let score = Resampled::mean(scores.iter().copied(), rows)?.score();
         Some(ClusterScore { cluster: cluster.to_owned(), tasks: scores.len(), score })
     };
     by_cluster.into_iter().filter_map(mean).collect()
@@ -275,18 +276,16 @@ impl<O: Ops> Examiner<'_, O> {
         }
         let draws = Draws::of(task, split, rows.len());
         let resampled: Vec<BTreeMap<Metric, Resampled>> = measured.iter().map(|m| m.resampled(&draws)).collect();
-        let mean = |metric: Metric| Some((metric, Resampled::mean(resampled.iter().filter_map(|r| r.get(&metric)))?));
-        let means: BTreeMap<Metric, Resampled> = Metric::ALL.into_iter().filter_map(mean).collect();
-        let scored = |(template, resampled): (String, &BTreeMap<Metric, Resampled>)| {
-            let score = |(metric, resampled): (&Metric, &Resampled)| {
-                let score = resampled.score();
-                (*metric, if metric.is_share() { wilson(score.value, score.count) } else { score })
-            };
-            TemplateScores { template, scores: resampled.iter().map(score).collect() }
+        let mean = |metric: Metric| {
+            let scores = resampled.iter().filter_map(|template| template.get(&metric));
+            Some((metric, Resampled::mean(scores, rows.len())?))
         };
+        let means: BTreeMap<Metric, Resampled> = Metric::ALL.into_iter().filter_map(mean).collect();
+        let scores = |of: &BTreeMap<Metric, Resampled>| of.iter().map(|(&m, r)| (m, r.score_of(m))).collect();
+        let template = |(template, resampled)| TemplateScores { template, scores: scores(resampled) };
         Ok(SplitScores {
-            templates: templates.clone().into_iter().zip(&resampled).map(scored).collect(),
-            mean: means.iter().map(|(metric, mean)| (*metric, mean.score())).collect(),
+            templates: templates.iter().cloned().zip(&resampled).map(template).collect(),
+            mean: scores(&means),
             too_long,
             resampled: means,
         })
@@ -306,11 +305,13 @@ impl<O: Ops> Examiner<'_, O> {
                 if !asked.templates.contains(&question.template) {
                     asked.templates.push(question.template.clone());
                 }
-                let number = asked.rows.len();
-                asked.rows.entry(question.row.clone()).or_insert(number);
                 if question.longest(self.evaluation.longest_answer) > self.model.longest {
                     asked.too_long += 1;
-                } else if question.ranked().is_some() {
+                    continue;
+                }
+                let number = asked.rows.len();
+                asked.rows.entry(question.row.clone()).or_insert(number);
+                if question.ranked().is_some() {
                     asked.ranked.push(question);
                 } else {
                     asked.open.push(question);

@@ -388,7 +388,7 @@ fn a_comparison_is_one_command() {
     let plain = prompt("untuned-zero-shot");
     assert!(plain.ends_with('\n') && !plain.contains("OPTIONS") && plain.lines().count() == 2, "{plain:?}");
     let few = prompt("untuned-few-shot");
-    assert!(few.ends_with(&plain) && few.matches("\n\n").count() == 2, "{few:?}");
+    assert!(few.ends_with(&plain) && few.contains("\n\n"), "{few:?}");
     assert!(prompt("tuned-zero-shot").ends_with("<eos>"));
 
     let nothing = compare(&["sample"]);
