@@ -71,7 +71,8 @@ impl Compare {
             let done = |task: &TaskScores| eprintln!("{}: {} is done", way.title, task.task);
             reports.push(pool.install(|| self.asking.evaluate(self.model(way), &self.prompts(way), done))?);
         }
-        let comparison = compare(&recipe.name, self.shots as usize, self.asking.limit, reports);
+        let name = Path::new(&recipe.name).file_name().unwrap_or_default().to_string_lossy();
+        let comparison = compare(&name, self.shots as usize, self.asking.limit, reports);
         let (text, json) = (markdown(&comparison), serde_json::json!(comparison));
         write(&self.out, "report.md", &text, &json, &comparison.chart())?;
         if self.asking.json {

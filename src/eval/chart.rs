@@ -66,7 +66,7 @@ pub fn svg(chart: &Chart) -> String {
     let x = |score: f64| LEFT + score.clamp(0.0, 1.0) * (RIGHT - LEFT);
 
     let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" role=\"img\">\n\
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\" role=\"img\">\n\
          <title>{0}</title>\n{STYLE}<rect width=\"100%\" height=\"100%\" style=\"fill: var(--ground)\"/>\n\
          <text class=\"title\" x=\"20\" y=\"30\">{0}</text>\n",
         escaped(&chart.title)

@@ -7,9 +7,9 @@
 use serde::Serialize;
 
 use super::chart::{Chart, Group, Panel};
-use super::interval::{Resampled, Score};
+use super::interval::Score;
 use super::metrics::Metric;
-use super::{BestOnDev, Report, TaskScores};
+use super::{BestOnDev, Report, TaskScores, mean_over_tasks};
 
 /// A way of asking one of the two models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +99,7 @@ pub fn compare(recipe: &str, shots: usize, limit: usize, reports: Vec<Report>) -
         model: report.model.clone(),
         plan: report.plan.clone(),
     });
+    let columns = columns.collect();
     let mut names: Vec<(&str, &str, Metric)> = Vec::new();
     for task in reports.iter().flat_map(|report| &report.tasks) {
         if names.iter().all(|(_, name, _)| *name != task.task) {
@@ -107,13 +108,13 @@ pub fn compare(recipe: &str, shots: usize, limit: usize, reports: Vec<Report>) -
     }
     names.sort();
     // Whether a task is known by accuracy depends on its prompts: columns are compared where that is the same.
-    let of = |report: &'_ Report, name: &str, metric: Metric| -> Option<TaskScores> {
-        report.tasks.iter().find(|task| task.task == name && task.headline == metric).cloned()
+    let of = |name: &str, metric: Metric| -> Vec<Option<&TaskScores>> {
+        let scored = |task: &&TaskScores| task.task == name && task.headline == metric && task.score().is_some();
+        reports.iter().map(|report| report.tasks.iter().find(scored)).collect()
     };
-    let mut tasks = Vec::new();
-    let mut common: Vec<(String, Vec<Vec<Resampled>>)> = Vec::new();
+    let (mut tasks, mut common): (Vec<TaskRow>, Vec<(&str, Vec<Vec<&TaskScores>>)>) = Default::default();
     for &(cluster, name, metric) in &names {
-        let columns: Vec<Option<TaskScores>> = reports.iter().map(|report| of(report, name, metric)).collect();
+        let columns = of(name, metric);
         tasks.push(TaskRow {
             task: name.to_owned(),
             cluster: cluster.to_owned(),
@@ -121,29 +122,18 @@ pub fn compare(recipe: &str, shots: usize, limit: usize, reports: Vec<Report>) -
             scores: columns.iter().map(|task| task.as_ref()?.score()).collect(),
             best_on_dev: columns.iter().map(|task| task.as_ref()?.best_on_dev.clone()).collect(),
         });
-        let resampled: Option<Vec<Resampled>> =
-            columns.iter().map(|task| task.as_ref()?.resampled().cloned()).collect();
-        if common.last().is_none_or(|(last, _)| last != cluster) {
-            common.push((cluster.to_owned(), Vec::new()));
+        if common.last().is_none_or(|(last, _)| *last != cluster) {
+            common.push((cluster, Vec::new()));
         }
-        if let (Some((_, tasks)), Some(resampled)) = (common.last_mut(), resampled) {
-            tasks.push(resampled);
+        if let (Some((_, tasks)), Some(columns)) = (common.last_mut(), columns.into_iter().collect()) {
+            tasks.push(columns);
         }
     }
-    let mean = |(cluster, tasks): (String, Vec<Vec<Resampled>>)| {
-        let column = |c: usize| {
-            let scores = || tasks.iter().map(|task| &task[c]);
-            Some(Resampled::mean(scores(), scores().map(|score| score.count).sum())?.score())
-        };
-        ClusterRow { cluster, tasks: tasks.len(), scores: (0..reports.len()).map(column).collect() }
+    let mean = |(cluster, tasks): (&str, Vec<Vec<&TaskScores>>)| {
+        let column = |c: usize| mean_over_tasks(&tasks.iter().map(|columns| columns[c]).collect::<Vec<_>>());
+        let scores = (0..reports.len()).map(column).collect();
+        ClusterRow { cluster: cluster.to_owned(), tasks: tasks.len(), scores }
     };
-    Comparison {
-        recipe: recipe.to_owned(),
-        shots,
-        limit,
-        columns: columns.collect(),
-        clusters: common.into_iter().map(mean).collect(),
-        tasks,
-        reports,
-    }
+    let clusters = common.into_iter().map(mean).collect();
+    Comparison { recipe: recipe.to_owned(), shots, limit, columns, clusters, tasks, reports }
 }

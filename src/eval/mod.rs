@@ -225,16 +225,25 @@ impl Report {
 
 /// Means over clusters, in the order of their names.
 fn clusters(tasks: &[TaskScores]) -> Vec<ClusterScore> {
-    let mut by_cluster: BTreeMap<&str, Vec<&Resampled>> = BTreeMap::new();
-    for task in tasks {
-        by_cluster.entry(&task.cluster).or_default().extend(task.resampled());
+    let mut by_cluster: BTreeMap<&str, Vec<&TaskScores>> = BTreeMap::new();
+    for task in tasks.iter().filter(|task| task.resampled().is_some()) {
+        by_cluster.entry(&task.cluster).or_default().push(task);
     }
-    let mean = |(cluster, scores): (&str, Vec<&Resampled>)| {
-        let rows = scores.iter().map(|score| score.count).sum();
-        let score = Resampled::mean(scores.iter().copied(), rows)?.score();
-        Some(ClusterScore { cluster: cluster.to_owned(), tasks: scores.len(), score })
+    let mean = |(cluster, tasks): (&str, Vec<&TaskScores>)| {
+        let score = mean_over_tasks(&tasks)?;
+        Some(ClusterScore { cluster: cluster.to_owned(), tasks: tasks.len(), score })
     };
     by_cluster.into_iter().filter_map(mean).collect()
+}
+
+/// The mean of what tasks are known by; of a single one, its own score. `None` where one has no score.
+fn mean_over_tasks(tasks: &[&TaskScores]) -> Option<Score> {
+    if let [task] = tasks {
+        return task.score();
+    }
+    let scores: Vec<&Resampled> = tasks.iter().map(|task| task.resampled()).collect::<Option<_>>()?;
+    let rows = scores.iter().map(|score| score.count).sum();
+    Some(Resampled::mean(scores.into_iter(), rows)?.score())
 }
 
 /// What asking the questions of a compile takes.
