@@ -26,8 +26,8 @@ impl Question {
     /// The right option, if the options are those of the question that this prompt asks.
     pub fn ranked(&self) -> Option<usize> {
         let answer = usize::try_from(self.answer).ok()?;
-        let offered = self.options.len() > 1 && !self.inputs.is_empty();
-        (offered && self.options.get(answer) == Some(&self.targets)).then_some(answer)
+        let offered = self.options.len() > 1 && self.options.iter().all(|option| !option.is_empty());
+        (offered && !self.inputs.is_empty() && self.options.get(answer) == Some(&self.targets)).then_some(answer)
     }
 
     /// Tokens of the longest text that the model has to look at.

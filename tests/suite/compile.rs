@@ -464,9 +464,10 @@ fn held_out_is_held_out() {
         let program = &bundled().task(task).unwrap().definition;
         let originals = program.templates.iter().filter(|t| t.kind.name() == "original").count();
         let rows = source_rows(corpus, split).len();
-        let shards = shards(&out, &format!("eval/{task}/"));
+        // Beside the rows that are tested stand those that templates are chosen on.
+        let [shards, validation] = ["test", "validation"].map(|split| shards(&out, &format!("eval/{task}/{split}-")));
         let shard = &shards[0];
-        assert_eq!((shards.len(), shard.batch.num_rows()), (1, rows * originals), "{task}");
+        assert_eq!((shards.len(), shard.batch.num_rows(), validation.len()), (1, rows * originals, 1), "{task}");
         for (row, prompts) in shard.rows.iter().enumerate() {
             let [prompt] = prompts.as_slice() else { panic!("{prompts:?}") };
             let options = shard.batch["options"].as_list::<i32>().value(row);
@@ -710,7 +711,7 @@ fn provenance_leads_back_to_the_row() {
         };
         corpus.visit(&part, &|_| true, &mut visit, &mut |damage| panic!("{damage:?}")).unwrap();
     }
-    let in_eval: u64 = entry(&manifest, "cb").splits["test"].prompts;
+    let in_eval: u64 = entry(&manifest, "cb").splits.values().map(|split| split.prompts).sum();
     assert_eq!(checked, manifest.mixture.values().map(|m| m.prompts).sum::<u64>() + in_eval);
 }
 
