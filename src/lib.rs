@@ -59,6 +59,8 @@ pub mod exemplars;
 
 pub mod audit;
 
+pub mod preview;
+
 pub mod expand;
 pub mod link;
 

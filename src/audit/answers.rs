@@ -27,6 +27,10 @@ pub fn row(facts: &Facts<'_>, id: ExampleId, row: &Datum<'_>, bound: &Bound, see
     if let (Options::Fixed(_), Some(answer)) = (&seen.options, bound.answer()) {
         *seen.labels.entry(answer.to_owned()).or_default() += 1;
     }
+    if let Some(right) = bound.answer().and_then(|answer| options.iter().position(|option| option == answer)) {
+        seen.positions.resize(seen.positions.len().max(options.len()), 0);
+        seen.positions[right] += 1;
+    }
     let field = facts.planned.task.definition.fields.iter().position(|f| f.name == "options");
     alike(facts, id, options, field.map_or(Spot::Task, Spot::Field), &mut seen.tallies);
 }

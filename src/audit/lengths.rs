@@ -63,6 +63,25 @@ impl Lengths {
         counts
     }
 
+    /// Prompts by their tokens in steps of an even width, a round number: the width, and the counts from 0 on. What lies
+    /// beyond the last step is counted in it.
+    pub fn steps(&self, side: Side) -> (u32, Vec<u64>) {
+        const STEPS: u32 = 40;
+        // A few very long prompts would push all others into one step.
+        let wide = self.quantile(side, 0.99).max(1);
+        let rounds = (0..10).flat_map(|power| [1, 2, 5].map(|digit| digit * 10u32.pow(power)));
+        let width = rounds.into_iter().find(|width| wide.div_ceil(*width) < STEPS).unwrap_or(u32::MAX);
+        let mut counts = Vec::new();
+        for tokens in &self.tokens[side as usize] {
+            let step = (tokens / width).min(STEPS - 1) as usize;
+            if counts.len() <= step {
+                counts.resize(step + 1, 0);
+            }
+            counts[step] += 1;
+        }
+        (width, counts)
+    }
+
     /// Share of tokens that carry loss: those of targets.
     pub fn loss_share(&self) -> f64 {
         self.kept[1] as f64 / (self.kept[0] + self.kept[1]).max(1) as f64

@@ -57,6 +57,8 @@ pub struct TaskAudit {
     pub prompts: u64,
     /// How often each option was right, where the options are always the same.
     pub labels: Vec<(String, u64)>,
+    /// How often the first option was right, the second, and so on, of rows that have options.
+    pub positions: Vec<u64>,
     pub diversity: Diversity,
     /// Empty without a tokenizer.
     pub lengths: Lengths,
@@ -114,6 +116,7 @@ pub fn audit(
             filtered: seen.filtered,
             prompts: seen.templates.iter().map(|t| t.prompts).sum(),
             labels: options.iter().map(|o| (o.clone(), seen.labels.get(o).copied().unwrap_or(0))).collect(),
+            positions: std::mem::take(&mut seen.positions),
             diversity,
             lengths: std::mem::take(&mut seen.lengths),
         });

@@ -31,6 +31,8 @@ pub struct Seen {
     /// How often each answer was right, and the options, if they were always the same.
     pub labels: BTreeMap<String, u64>,
     pub options: Options,
+    /// How often the first option was right, the second, and so on.
+    pub positions: Vec<u64>,
     /// By field: rows whose language was looked at.
     pub languages: BTreeMap<Spot, u64>,
     pub lengths: Lengths,
@@ -241,6 +243,10 @@ impl Seen {
         self.rows += later.rows;
         for (label, count) in later.labels {
             *self.labels.entry(label).or_default() += count;
+        }
+        self.positions.resize(self.positions.len().max(later.positions.len()), 0);
+        for (count, later) in self.positions.iter_mut().zip(later.positions) {
+            *count += later;
         }
         for (field, rows) in later.languages {
             *self.languages.entry(field).or_default() += rows;

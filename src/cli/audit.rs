@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
+use std::path::PathBuf;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -13,6 +14,10 @@ use crate::audit::{Audit, Sample, Side, TaskAudit, audit};
 use crate::diag::{Diagnostic, Severity, Source, listing};
 use crate::mixture::{self, Recipe};
 use crate::plan::{Data, Plan, Sources, sources_of_all_splits, tokenizer_file, with_tokenizer};
+use crate::preview;
+use crate::preview::page::page;
+use crate::preview::report::Compiled;
+use crate::shard::manifest;
 use crate::storage;
 use crate::task::Catalogue;
 use crate::template::engine::STACK_BYTES;
@@ -27,6 +32,7 @@ use crate::template::snippet::Snippet;
 #[command(after_help = "Examples:
   flanc audit
   flanc audit on-disk --data-dir ~/tensorflow_datasets --task rte --fail-on warning
+  flanc audit --html report.html
   flanc audit --explain label-in-inputs")]
 pub struct AuditCommand {
     /// Recipe that selects tasks, rows, templates, lengths and tokenizer [default: the bundled sample, or every task of
@@ -47,6 +53,15 @@ pub struct AuditCommand {
     /// Say what a code means, and stop
     #[arg(long, value_name = "CODE")]
     explain: Option<String>,
+    /// Write a report as well: one HTML file with findings, figures and prompts, which opens from disk
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Rows of each task whose prompts the report shows; rows that findings name are shown beside them
+    #[arg(long, value_name = "N", default_value_t = 5, requires = "html")]
+    html_rows: u64,
+    /// Output of a compile of the recipe: the report shows the rates that it realised
+    #[arg(long, value_name = "OUT", requires = "html")]
+    compiled: Option<PathBuf>,
     /// Print allowed findings as well
     #[arg(long)]
     allowed: bool,
@@ -136,7 +151,19 @@ impl AuditCommand {
         Ok(recipe)
     }
 
+    /// Audits, and writes the report.
     fn audit(&self, sources: &Sources<'_>, plan: Option<&Plan<'_>>) -> crate::diag::Result<Audit> {
+        let found = self.look(sources, plan)?;
+        let Some(file) = &self.html else { return Ok(found) };
+        let manifest = self.compiled.as_deref().map(manifest::require).transpose()?;
+        let compiled = self.compiled.as_ref().zip(manifest.as_ref());
+        let compiled = compiled.map(|(out, manifest)| Compiled { name: out.display().to_string(), manifest });
+        let data = preview::report::report(sources, plan, &found, self.html_rows, compiled.as_ref())?;
+        storage::write(file, page(&data).as_bytes())?;
+        Ok(found)
+    }
+
+    fn look(&self, sources: &Sources<'_>, plan: Option<&Plan<'_>>) -> crate::diag::Result<Audit> {
         if !std::io::stderr().is_terminal() {
             return audit(sources, plan, self.rows, &|_, _| {});
         }

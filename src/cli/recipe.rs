@@ -6,8 +6,9 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{Definitions, Outcome, grouped, print, report};
-use crate::mixture::{self, Size, quotas, quotas_without_repeats};
-use crate::plan::{Data, Role, Sources, SplitName, sources};
+use crate::mixture;
+use crate::plan::{Data, Sources, SplitName, sources};
+use crate::preview::rates::{Expected, Trained};
 
 /// List recipes, or show what one asks for without reading data
 #[derive(Args)]
@@ -99,109 +100,61 @@ impl Show {
         let sources = sources(recipe, &catalogue, data)?;
         report(&sources.warnings);
         let expected = Expected::of(&sources);
-        print(&if self.json { format!("{}\n", expected.json(&sources)) } else { expected.text(&sources) })
+        print(&if self.json { format!("{}\n", json(&expected, &sources)) } else { text(&expected, &sources) })
     }
 }
 
-/// What a plan comes to, counted without reading.
-struct Expected {
-    /// By task: examples under the cap, prompts they give, rate, prompts in the mixture.
-    trained: Vec<(usize, u64, u64, f64, u64)>,
-    /// By task: rows that are evaluated, and prompts they give.
-    held_out: Vec<(usize, u64, u64)>,
-    /// Whether the mixture's size is known before tokens are counted.
-    counted: bool,
+fn text(expected: &Expected, sources: &Sources<'_>) -> String {
+    let Expected { trained, held_out, counted } = expected;
+    let name = |t: usize| sources.tasks[t].task.name();
+    let mut text = format!(
+        "{}: {} tasks to train on, {} held out, {} left out\n\n",
+        sources.recipe.name,
+        trained.len(),
+        held_out.len(),
+        sources.skipped.len()
+    );
+    let last = if *counted { "in mixture" } else { "" };
+    text.push_str(&format!("{:<36}{:>10}{:>12}{:>10}{last:>12}\n", "trained on", "examples", "prompts", "rate"));
+    for t in trained {
+        let drawn = if *counted { grouped(t.drawn) } else { String::new() };
+        let (examples, prompts, percent) = (grouped(t.examples), grouped(t.prompts), 100.0 * t.rate);
+        text.push_str(&format!("{:<36}{examples:>10}{prompts:>12}{percent:>8.3} %{drawn:>12}\n", name(t.task)));
+    }
+    let sum = |of: fn(&Trained) -> u64| grouped(trained.iter().map(of).sum());
+    let drawn = if *counted { sum(|t| t.drawn) } else { String::new() };
+    let (examples, prompts) = (sum(|t| t.examples), sum(|t| t.prompts));
+    text.push_str(&format!("{:<36}{examples:>10}{prompts:>12}{:>10}{drawn:>12}\n", "all", ""));
+    if !held_out.is_empty() {
+        text.push_str(&format!("\n{:<36}{:>10}{:>12}\n", "held out", "rows", "prompts"));
+        for t in held_out {
+            text.push_str(&format!("{:<36}{:>10}{:>12}\n", name(t.task), grouped(t.rows), grouped(t.prompts)));
+        }
+    }
+    if !sources.skipped.is_empty() {
+        text.push_str("\nleft out\n");
+        for skipped in &sources.skipped {
+            let split = skipped.split.map_or(String::new(), |s| format!(", {}", s.name()));
+            text.push_str(&format!("{}{split}: {}\n", skipped.task, skipped.reason));
+        }
+    }
+    text
 }
 
-impl Expected {
-    fn of(sources: &Sources<'_>) -> Expected {
-        let recipe = &sources.recipe;
-        let rows = |task: usize, name: SplitName| {
-            sources.tasks[task].splits.iter().find(|s| s.name == name).map_or(0, |s| s.rows)
-        };
-        let of_role = |role| (0..sources.tasks.len()).filter(move |&t| sources.tasks[t].role == role);
-        let examples: Vec<(usize, u64)> = of_role(Role::Trained)
-            .map(|t| (t, rows(t, SplitName::Train).min(recipe.cap.unwrap_or(u64::MAX))))
-            .filter(|(_, n)| *n > 0)
-            .collect();
-        let prompts: Vec<u64> = examples
-            .iter()
-            .map(|&(t, n)| n * sources.tasks[t].templates_per_example(recipe.templates) as u64)
-            .collect();
-        let rates = sources.rates(&examples);
-        let drawn = match recipe.size {
-            Size::All | Size::Tokens(_) => prompts.clone(),
-            Size::Prompts(total) => quotas(total, &rates),
-            Size::WithoutRepeats => quotas_without_repeats(&prompts, &rates),
-        };
-        let all: u64 = drawn.iter().sum();
-        let trained = examples.iter().zip(&prompts).zip(&rates).zip(&drawn);
-        let trained = trained.map(|((((t, n), &prompts), &rate), &drawn)| {
-            // With every prompt in it, a mixture's rates are what the sizes make them.
-            let rate = if recipe.size == Size::All { drawn as f64 / all.max(1) as f64 } else { rate };
-            (*t, *n, prompts, rate, drawn)
-        });
-        let held_out = of_role(Role::HeldOut).map(|t| {
-            let rows = rows(t, SplitName::Test);
-            (t, rows, rows * sources.tasks[t].templates.len() as u64)
-        });
-        Expected {
-            trained: trained.collect(),
-            held_out: held_out.collect(),
-            counted: !matches!(recipe.size, Size::Tokens(_)),
-        }
-    }
-
-    fn text(&self, sources: &Sources<'_>) -> String {
-        let name = |t: usize| sources.tasks[t].task.name();
-        let mut text = format!(
-            "{}: {} tasks to train on, {} held out, {} left out\n\n",
-            sources.recipe.name,
-            self.trained.len(),
-            self.held_out.len(),
-            sources.skipped.len()
-        );
-        let last = if self.counted { "in mixture" } else { "" };
-        text.push_str(&format!("{:<36}{:>10}{:>12}{:>10}{last:>12}\n", "trained on", "examples", "prompts", "rate"));
-        for &(t, examples, prompts, rate, drawn) in &self.trained {
-            let drawn = if self.counted { grouped(drawn) } else { String::new() };
-            let (examples, prompts, percent) = (grouped(examples), grouped(prompts), 100.0 * rate);
-            text.push_str(&format!("{:<36}{examples:>10}{prompts:>12}{percent:>8.3} %{drawn:>12}\n", name(t)));
-        }
-        let sum = |of: fn(&(usize, u64, u64, f64, u64)) -> u64| grouped(self.trained.iter().map(of).sum());
-        let drawn = if self.counted { sum(|t| t.4) } else { String::new() };
-        text.push_str(&format!("{:<36}{:>10}{:>12}{:>10}{drawn:>12}\n", "all", sum(|t| t.1), sum(|t| t.2), ""));
-        if !self.held_out.is_empty() {
-            text.push_str(&format!("\n{:<36}{:>10}{:>12}\n", "held out", "rows", "prompts"));
-            for &(t, rows, prompts) in &self.held_out {
-                text.push_str(&format!("{:<36}{:>10}{:>12}\n", name(t), grouped(rows), grouped(prompts)));
-            }
-        }
-        if !sources.skipped.is_empty() {
-            text.push_str("\nleft out\n");
-            for skipped in &sources.skipped {
-                let split = skipped.split.map_or(String::new(), |s| format!(", {}", s.name()));
-                text.push_str(&format!("{}{split}: {}\n", skipped.task, skipped.reason));
-            }
-        }
-        text
-    }
-
-    fn json(&self, sources: &Sources<'_>) -> serde_json::Value {
-        let name = |t: usize| sources.tasks[t].task.name();
-        json!({
-            "recipe": sources.recipe.name,
-            "settings": sources.recipe.settings(),
-            "trained": self.trained.iter().map(|&(t, examples, prompts, rate, drawn)| json!({
-                "task": name(t), "examples": examples, "prompts": prompts, "rate": rate,
-                "in_mixture": self.counted.then_some(drawn),
-            })).collect::<Vec<_>>(),
-            "held_out": self.held_out.iter().map(|&(t, rows, prompts)| json!({
-                "task": name(t), "rows": rows, "prompts": prompts,
-            })).collect::<Vec<_>>(),
-            "left_out": sources.skipped.iter().map(|s| json!({
-                "task": s.task, "split": s.split.map(SplitName::name), "reason": s.reason,
-            })).collect::<Vec<_>>(),
-        })
-    }
+fn json(expected: &Expected, sources: &Sources<'_>) -> serde_json::Value {
+    let name = |t: usize| sources.tasks[t].task.name();
+    json!({
+        "recipe": sources.recipe.name,
+        "settings": sources.recipe.settings(),
+        "trained": expected.trained.iter().map(|t| json!({
+            "task": name(t.task), "examples": t.examples, "prompts": t.prompts, "rate": t.rate,
+            "in_mixture": expected.counted.then_some(t.drawn),
+        })).collect::<Vec<_>>(),
+        "held_out": expected.held_out.iter().map(|t| json!({
+            "task": name(t.task), "rows": t.rows, "prompts": t.prompts,
+        })).collect::<Vec<_>>(),
+        "left_out": sources.skipped.iter().map(|s| json!({
+            "task": s.task, "split": s.split.map(SplitName::name), "reason": s.reason,
+        })).collect::<Vec<_>>(),
+    })
 }

@@ -21,6 +21,7 @@ mod control;
 mod cuts;
 mod difference;
 mod known;
+mod spans;
 mod train;
 mod unicode;
 mod vocabulary;
@@ -42,6 +43,7 @@ use crate::diag::{Diagnostic, Result};
 use crate::storage;
 
 pub use control::Control;
+pub use spans::Spans;
 pub use train::train;
 pub use vocabulary::{AddedToken, Vocabulary};
 
