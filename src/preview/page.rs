@@ -20,8 +20,21 @@ macro_rules! modules {
 
 /// The scripts by name, each after those that it imports.
 pub const MODULES: &[(&str, &str)] = modules!(
-    "dom.js", "data.js", "permalink.js", "words.js", "treemap.js", "histogram.js", "theme.js", "tokens.js",
-    "prompts.js", "findings.js", "overview.js", "task.js", "search.js", "keys.js", "report.js",
+    "dom.js",
+    "data.js",
+    "permalink.js",
+    "words.js",
+    "treemap.js",
+    "histogram.js",
+    "theme.js",
+    "tokens.js",
+    "prompts.js",
+    "findings.js",
+    "overview.js",
+    "task.js",
+    "search.js",
+    "keys.js",
+    "report.js",
 );
 
 /// The report as one HTML file.
@@ -97,7 +110,8 @@ mod tests {
 
     #[test]
     fn base64_is_that_of_the_standard() {
-        let pairs = [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("fooba", "Zm9vYmE=")];
+        let pairs =
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("fooba", "Zm9vYmE=")];
         for (bytes, text) in pairs {
             assert_eq!(base64(bytes.as_bytes()), text);
         }

@@ -48,34 +48,33 @@ pub fn report(
         .collect();
     let expected = Expected::of(sources);
     let drawn: u64 = expected.trained.iter().map(|t| t.drawn).sum();
-    let tasks = sources.tasks.iter().zip(&audit.tasks).zip(shown?).enumerate().map(|(index, ((task, figures), shown))| {
-        let counted = expected.trained.iter().find(|t| t.task == index);
-        let entry = compiled.and_then(|c| c.manifest.tasks.iter().find(|t| t.task == task.task.name()));
-        let realised = match (compiled, counted) {
-            (Some(_), _) => entry.and_then(|entry| entry.rate_realised),
-            (None, Some(counted)) if expected.counted => Some(counted.drawn as f64 / drawn.max(1) as f64),
-            _ => None,
-        };
-        let rates = counted.map(|t| {
+    let tasks =
+        sources.tasks.iter().zip(&audit.tasks).zip(shown?).enumerate().map(|(index, ((task, figures), shown))| {
+            let counted = expected.trained.iter().find(|t| t.task == index);
+            let entry = compiled.and_then(|c| c.manifest.tasks.iter().find(|t| t.task == task.task.name()));
+            let realised = match (compiled, counted) {
+                (Some(_), _) => entry.and_then(|entry| entry.rate_realised),
+                (None, Some(counted)) if expected.counted => Some(counted.drawn as f64 / drawn.max(1) as f64),
+                _ => None,
+            };
+            let rates = counted.map(|t| {
+                json!({
+                    "examples": t.examples, "prompts": t.prompts, "asked": t.rate, "realised": realised,
+                    "drawn": expected.counted.then_some(t.drawn),
+                })
+            });
             json!({
-                "examples": t.examples, "prompts": t.prompts, "asked": t.rate, "realised": realised,
-                "drawn": expected.counted.then_some(t.drawn),
+                "about": about(task, figures, rates.unwrap_or(Value::Null)),
+                "figures": figures_of(figures),
+                "origins": shown.origins,
+                "texts": shown.texts,
+                "rows": shown.rows,
             })
         });
-        json!({
-            "about": about(task, figures, rates.unwrap_or(Value::Null)),
-            "figures": figures_of(figures),
-            "origins": shown.origins,
-            "texts": shown.texts,
-            "rows": shown.rows,
-        })
-    });
     let recipe = &sources.recipe;
     let codes: BTreeMap<&str, Value> = CODES
         .iter()
-        .map(|code| {
-            (code.name, json!({ "severity": code.severity.name(), "about": code.about, "help": code.help }))
-        })
+        .map(|code| (code.name, json!({ "severity": code.severity.name(), "about": code.about, "help": code.help })))
         .collect();
     Ok(json!({
         "format": 1,

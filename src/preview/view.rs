@@ -206,13 +206,7 @@ fn utf16_length(text: &str) -> usize {
 }
 
 /// The stretches of a side, neighbours of one origin put together.
-fn pieces(
-    task: &Task,
-    template: usize,
-    side: Side,
-    traced: &Traced,
-    origins: &mut Origins,
-) -> Vec<(String, usize)> {
+fn pieces(task: &Task, template: usize, side: Side, traced: &Traced, origins: &mut Origins) -> Vec<(String, usize)> {
     let source: Cow<'_, str> = match (&task.definition.templates[template].body, side) {
         (Body::Sides { inputs, .. }, Side::Inputs) => inputs.text.as_str().into(),
         (Body::Sides { targets, .. }, Side::Targets) => targets.text.as_str().into(),
