@@ -29,6 +29,8 @@ mod suite {
     mod kernels;
     /// The model: against transformers, packed against single segments, saved and loaded.
     mod model;
+    /// The audit's report: what is in it, that no row is more than text in it, and its scripts.
+    mod preview;
     /// The output as pyarrow, polars and Hugging Face datasets read it.
     mod readers;
     /// What is said about recipes and definitions, by fixtures.

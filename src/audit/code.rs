@@ -161,6 +161,30 @@ pub static OPTIONS_NOT_SHOWN: Code = shown(
     "print `{{ options_ }}`, or name the options in the instruction",
     "The task has options and the inputs do not show them, so that the model has to guess which words are asked for.",
 );
+pub static TARGET_NOT_A_CHOICE: Code = shown(
+    "target-not-a-choice",
+    Warning,
+    0.05,
+    "let the target be one of `answer_choices`, or leave `answer_choices` out where the answer is free",
+    "A template of promptsource's dialect has `answer_choices`, and what it asks for is none of them. Whoever ranks the \
+     choices can then never be right, and the prompt counts as one without options.",
+);
+pub static CHOICES_MISSING: Code = shown(
+    "choices-missing",
+    Warning,
+    0.5,
+    "print `answer_choices` in the prompt, or set `choices_in_prompt = false`",
+    "promptsource's metadata say that the prompt shows its choices, and it does not. Collections that are put together \
+     by that flag get other prompts than they ask for.",
+);
+pub static CHOICES_SHOWN: Code = shown(
+    "choices-shown",
+    Note,
+    0.95,
+    "set `choices_in_prompt = true`",
+    "promptsource's metadata say that the prompt does not show its choices, and nearly every one shows all of them, as \
+     words. Collections that are put together by that flag get other prompts than they ask for.",
+);
 pub static TARGET_NEVER_VARIES: Code = shown(
     "target-never-varies",
     Warning,
@@ -378,7 +402,7 @@ pub static UNUSED_ALLOWANCE: Code = always(
 );
 
 /// All of them, by family.
-pub static CODES: [&Code; 43] = [
+pub static CODES: [&Code; 46] = [
     &TARGET_IN_INPUTS,
     &LABEL_IN_INPUTS,
     &TURNED_AROUND_LEAK,
@@ -394,6 +418,9 @@ pub static CODES: [&Code; 43] = [
     &LABEL_IMBALANCE,
     &LABELS_OF_UNEQUAL_LENGTH,
     &OPTIONS_NOT_SHOWN,
+    &TARGET_NOT_A_CHOICE,
+    &CHOICES_MISSING,
+    &CHOICES_SHOWN,
     &TARGET_NEVER_VARIES,
     &INPUTS_NEVER_VARY,
     &STRAY_CHARACTERS,

@@ -6,9 +6,11 @@ use super::code::{INPUTS_CUT, TARGETS_CUT};
 use super::finding::{Side, Spot, Tallies};
 use super::observe::Prompt;
 use crate::diag::Result;
+use crate::exemplars::Exemplars;
+use crate::mixture::Overflow;
 use crate::plan::Plan;
 use crate::template::engine::Bound;
-use crate::template::exemplar;
+use crate::template::exemplar::{self, Exemplar};
 use crate::tokenize::Encoder;
 
 /// What has been measured of a task's prompts, before any cut.
@@ -88,16 +90,17 @@ impl Lengths {
     }
 }
 
-/// Measures prompts by the tokenizer and the lengths of a recipe. Exemplars are left out of it.
+/// Measures prompts by the tokenizer and the lengths of a recipe, with the exemplars that the recipe puts before them.
 pub struct Measure<'p> {
     plan: &'p Plan<'p>,
+    exemplars: Option<&'p Exemplars<'p>>,
     encoder: Encoder<'p>,
     ids: Vec<u32>,
 }
 
 impl<'p> Measure<'p> {
-    pub fn new(plan: &'p Plan<'p>) -> Measure<'p> {
-        Measure { plan, encoder: plan.tokenizer.encoder(), ids: Vec::new() }
+    pub fn new(plan: &'p Plan<'p>, exemplars: Option<&'p Exemplars<'p>>) -> Measure<'p> {
+        Measure { plan, exemplars, encoder: plan.tokenizer.encoder(), ids: Vec::new() }
     }
 
     pub fn prompt(
@@ -108,15 +111,11 @@ impl<'p> Measure<'p> {
         tallies: &mut Tallies,
     ) -> Result<()> {
         let recipe = &self.plan.recipe;
-        let inputs = exemplar::assemble(&[], &prompt.inputs.text, recipe.wrapper);
         let counted = [
-            (&*inputs, usize::from(self.plan.separator.is_some()), recipe.lengths.inputs),
-            (prompt.targets.text.as_str(), 1, recipe.lengths.targets),
+            (self.inputs(prompt)? + usize::from(self.plan.separator.is_some()), recipe.lengths.inputs),
+            (self.tokens(&prompt.targets.text)? + 1, recipe.lengths.targets),
         ];
-        for (side, (text, added, most)) in Side::BOTH.into_iter().zip(counted) {
-            self.ids.clear();
-            self.encoder.encode_into(text, &mut self.ids)?;
-            let tokens = self.ids.len() + added;
+        for (side, (tokens, most)) in Side::BOTH.into_iter().zip(counted) {
             lengths.tokens[side as usize].push(tokens as u32);
             lengths.kept[side as usize] += tokens.min(most) as u64;
             if tokens <= most {
@@ -136,5 +135,30 @@ impl<'p> Measure<'p> {
             tallies.of(code, Spot::Task, message).add(|| prompt.row(), || None);
         }
         Ok(())
+    }
+    fn tokens(&mut self, text: &str) -> Result<usize> {
+        self.ids.clear();
+        self.encoder.encode_into(text, &mut self.ids)?;
+        Ok(self.ids.len())
+    }
+
+    /// Tokens of the inputs with what the recipe puts around them. Exemplars are left out, the last one first, where the
+    /// inputs would have to be cut for them; FLAN v1 cuts all the same.
+    fn inputs(&mut self, prompt: &Prompt<'_>) -> Result<usize> {
+        let recipe = &self.plan.recipe;
+        let inputs = &prompt.inputs.text;
+        let mut shots = Vec::new();
+        if let Some(exemplars) = self.exemplars {
+            let query = self.tokens(inputs)?;
+            shots = exemplars.draw(prompt.id, prompt.template, query, &mut self.encoder)?;
+        }
+        let most = recipe.lengths.inputs - usize::from(self.plan.separator.is_some());
+        loop {
+            let texts: Vec<&Exemplar> = shots.iter().map(|shot| &shot.text).collect();
+            let tokens = self.tokens(&exemplar::assemble(&texts, inputs, recipe.wrapper))?;
+            if tokens <= most || recipe.lengths.overflow == Overflow::Right || shots.pop().is_none() {
+                return Ok(tokens);
+            }
+        }
     }
 }

@@ -16,6 +16,7 @@ mod facts;
 mod finding;
 mod leakage;
 mod lengths;
+mod metadata;
 mod observe;
 mod rows;
 mod templates;
@@ -35,6 +36,7 @@ use self::observe::Seen;
 pub use self::templates::Diversity;
 pub use crate::contamination::Overlap;
 use crate::diag::{Result, Severity};
+use crate::exemplars::Pools;
 use crate::mixture::Instructions;
 use crate::plan::{Plan, Role, Sources};
 use crate::select::{Selection, first_keys, select};
@@ -181,18 +183,14 @@ fn look(
             })
         })
         .collect();
+    let pools = plan.map(Pools::new);
     let done = std::sync::atomic::AtomicU64::new(0);
     let observed: Result<Vec<Seen>> = units
         .par_iter()
         .map(|unit| {
-            let seen = observe::observe(
-                sources,
-                &facts[unit.task],
-                unit.split,
-                unit.selection,
-                unit.range,
-                plan.map(Measure::new),
-            );
+            let exemplars = pools.as_ref().map(|pools| pools.of(unit.task)).transpose()?.flatten();
+            let measure = plan.map(|plan| Measure::new(plan, exemplars));
+            let seen = observe::observe(sources, &facts[unit.task], unit.split, unit.selection, unit.range, measure);
             progress(done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1, units.len() as u64);
             seen
         })

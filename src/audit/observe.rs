@@ -11,7 +11,7 @@ use super::code;
 use super::facts::Facts;
 use super::finding::{Excerpt, RowName, Side, Spot, Tallies, Tally};
 use super::lengths::{Lengths, Measure};
-use super::{answers, leakage, text};
+use super::{answers, leakage, metadata, text};
 use crate::diag::Result;
 use crate::example::{Datum, ExampleId};
 use crate::plan::Sources;
@@ -224,6 +224,7 @@ impl Seen {
             }
         }
         answers::prompt(&prompt, &mut self.tallies);
+        metadata::prompt(&prompt, &mut self.tallies);
         leakage::prompt(&prompt, seen, &mut self.tallies);
         if let Some(measure) = measure {
             measure.prompt(&prompt, bound, &mut self.lengths, &mut self.tallies)?;

@@ -15,6 +15,7 @@ use super::view::{FailureView, Origins, PromptView, SideView, Special, Viewer};
 use crate::audit::code::CODES;
 use crate::audit::{Audit, Finding, Lengths, Side, TaskAudit};
 use crate::diag::Result;
+use crate::exemplars::{Exemplars, Pools};
 use crate::plan::{Plan, PlannedTask, Role, Sources};
 use crate::read::{Event, rows};
 use crate::select::{Selection, first_keys};
@@ -38,12 +39,14 @@ pub fn report(
     rows: u64,
     compiled: Option<&Compiled<'_>>,
 ) -> Result<Value> {
-    let shown: Result<Vec<Shown>> = sources
-        .tasks
-        .par_iter()
-        .map(|task| {
+    let pools = plan.map(Pools::new);
+    let shown: Result<Vec<Shown>> = (0..sources.tasks.len())
+        .into_par_iter()
+        .map(|index| {
+            let task = &sources.tasks[index];
             let findings = audit.findings.iter().enumerate().filter(|(_, f)| f.task == task.task.name());
-            shown(sources, plan, task, rows, &findings.collect::<Vec<_>>())
+            let exemplars = pools.as_ref().map(|pools| pools.of(index)).transpose()?.flatten();
+            shown(sources, (plan, exemplars), task, rows, &findings.collect::<Vec<_>>())
         })
         .collect();
     let expected = Expected::of(sources);
@@ -204,7 +207,7 @@ struct SideShown {
 /// Renders the rows of a task that the report shows. `findings` are the task's, with their indices.
 fn shown(
     sources: &Sources<'_>,
-    plan: Option<&Plan<'_>>,
+    (plan, exemplars): (Option<&Plan<'_>>, Option<&Exemplars<'_>>),
     task: &PlannedTask<'_>,
     count: u64,
     findings: &[(usize, &Finding)],
@@ -226,7 +229,8 @@ fn shown(
             let mut prompts = Vec::new();
             for &template in task.templates.iter().filter(|_| bound.is_some()) {
                 let Some(bound) = &bound else { continue };
-                let view = viewer.prompt(task.task, bound, template, &[], &mut shown.origins)?;
+                let shots = viewer.draw(exemplars, task.task, bound, template, id)?;
+                let view = viewer.prompt(task.task, bound, template, &shots, &mut shown.origins)?;
                 let about = |f: &Finding| {
                     f.template.as_ref() == Some(&view.template)
                         && f.rows.iter().any(|r| r.split == split && r.row == id.index)

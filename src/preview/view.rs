@@ -9,6 +9,8 @@ use serde::Serialize;
 
 use crate::audit::Side;
 use crate::diag::Result;
+use crate::example::ExampleId;
+use crate::exemplars::Exemplars;
 use crate::mixture::{Overflow, Wrapper};
 use crate::plan::Plan;
 use crate::task::Task;
@@ -98,6 +100,23 @@ pub struct Viewer<'p> {
 impl<'p> Viewer<'p> {
     pub fn new(plan: Option<&'p Plan<'p>>) -> Viewer<'p> {
         Viewer { plan: plan.map(|plan| (plan, plan.tokenizer.encoder())) }
+    }
+
+    /// The exemplars that a recipe draws for a prompt, if it wants any.
+    pub fn draw<'e>(
+        &mut self,
+        exemplars: Option<&'e Exemplars<'_>>,
+        task: &Task,
+        bound: &Bound,
+        template: usize,
+        id: ExampleId,
+    ) -> Result<Vec<&'e Exemplar>> {
+        let (Some(exemplars), Some((_, encoder))) = (exemplars, &mut self.plan) else { return Ok(Vec::new()) };
+        let Ok(prompt) = task.program.render(bound, template) else { return Ok(Vec::new()) };
+        let mut ids = Vec::new();
+        encoder.encode_into(&prompt.inputs, &mut ids)?;
+        let shots = exemplars.draw(id, template, ids.len(), encoder)?;
+        Ok(shots.into_iter().map(|shot| &shot.text).collect())
     }
 
     /// What a template of `task` makes of a row, after `shots` as far as the recipe's lengths leave room for them.

@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 use flanc::audit::code::CODES;
-use flanc::audit::{Audit, Finding, Sample, audit};
+use flanc::audit::{Audit, Finding, Sample, Side, audit};
 use flanc::diag::Source;
 use flanc::mixture;
 use flanc::plan::{Data, sources_of_all_splits, with_tokenizer};
@@ -119,6 +119,15 @@ fn what_is_found_decides_the_exit_code() {
 }
 
 #[test]
+fn lengths_count_exemplars() {
+    let median = |keys: &str| check_with("nli", keys, 2).tasks[0].lengths.quantile(Side::Inputs, 0.5);
+    let (bare, shown) = (median(""), median("shots = 2"));
+    assert!(shown > 2 * bare, "{shown} after {bare}");
+    // Exemplars are left out rather than inputs cut; FLAN v1 cuts what is too long.
+    assert_eq!(check_with("nli", "shots = 8\nlengths = { inputs = 100, targets = 8 }", 2).tasks[0].lengths.cut, [0, 0]);
+}
+
+#[test]
 fn codes_are_explained() {
     for code in CODES {
         let output = flanc(&["audit", "--explain", code.name]);
@@ -179,18 +188,25 @@ fn fixture_names() -> Vec<String> {
     definitions.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect()
 }
 
-/// Audits one fixture over all of its rows.
+/// Audits one fixture over all of its rows, by the recipe that lies beside it.
 fn check(name: &str, threads: usize) -> Audit {
+    check_with(name, catalogue().recipe(name).unwrap_or_default(), threads)
+}
+
+fn catalogue() -> &'static Catalogue {
     static CATALOGUE: OnceLock<Catalogue> = OnceLock::new();
-    let corpora = corpora();
-    let catalogue = CATALOGUE.get_or_init(|| {
-        let schemas = Folder::Directory(corpora.join("schemas"));
+    CATALOGUE.get_or_init(|| {
+        let schemas = Folder::Directory(corpora().join("schemas"));
         match task::load(&Folder::Directory(FIXTURES.into()), &schemas) {
             Ok((catalogue, _)) => catalogue,
             Err(errors) => panic!("{}", text(&errors)),
         }
-    });
-    let keys = catalogue.recipe(name).unwrap_or_default();
+    })
+}
+
+fn check_with(name: &str, keys: &str, threads: usize) -> Audit {
+    let catalogue = catalogue();
+    let corpora = corpora();
     let tasks = if keys.contains("tasks =") { String::new() } else { format!("tasks = ['{name}']\n") };
     let source = Source::new("recipe", format!("{tasks}{keys}\ntokenizer.file = 'data/tokenizer.json'"));
     let (recipe, _) = mixture::read(&source, "".as_ref(), catalogue).unwrap_or_else(|e| panic!("{}", text(&e)));
@@ -202,7 +218,7 @@ fn check(name: &str, threads: usize) -> Audit {
     pool.install(|| audit(&plan, Some(&plan), Sample::All, &|_, _| {})).unwrap_or_else(|e| panic!("{e}"))
 }
 
-fn flanc(arguments: &[&str]) -> Output {
+pub fn flanc(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_flanc")).args(arguments).output().unwrap()
 }
 
@@ -215,15 +231,20 @@ fn corpora() -> &'static Path {
             let path = entry.unwrap().path();
             let name = path.file_stem().unwrap().to_str().unwrap();
             let corpus: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
-            let features = features(&corpus["features"]);
-            for directory in ["data", "schemas"].map(|d| scratch.join(d).join(name).join("1.0.0")) {
-                fs::create_dir_all(&directory).unwrap();
-                fs::write(directory.join("features.json"), features.to_string()).unwrap();
-            }
-            write_corpus(name, &corpus, &scratch.join("data").join(name).join("1.0.0"));
+            put_corpus(name, &corpus, &scratch);
         }
         scratch
     })
+}
+
+/// A corpus as TFDS would have it, below `data`, and its schema below `schemas`.
+pub fn put_corpus(name: &str, corpus: &Value, root: &Path) {
+    let features = features(&corpus["features"]);
+    for directory in ["data", "schemas"].map(|d| root.join(d).join(name).join("1.0.0")) {
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join("features.json"), features.to_string()).unwrap();
+    }
+    write_corpus(name, corpus, &root.join("data").join(name).join("1.0.0"));
 }
 
 /// `text` and numbers of classes, as features.json has them.

@@ -7,7 +7,7 @@ export function parseLink(hash) {
 }
 
 export function formatLink({ task, template, row, other }) {
-  const parts = [task, template, row, other].map((part) => encodeURIComponent(part ?? ""));
+  const parts = [task, template, row, other].map((part) => encodeURIComponent(part ?? "").replaceAll("%3A", ":"));
   return `#${parts.join("/").replace(/\/+$/, "")}`;
 }
 
