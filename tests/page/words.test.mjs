@@ -1,6 +1,6 @@
 import { test } from "node:test";
 import assert from "node:assert/strict";
-import { wordsOf, differences } from "../../src/preview/assets/words.js";
+import { wordsOf, differences, joinedMarks } from "../../src/preview/assets/words.js";
 
 // What is left of a text when the marked stretches are taken out.
 const rest = (text, marks) => {
@@ -42,4 +42,9 @@ test("equal texts do not differ, and unlike ones differ as a whole", () => {
   const [a, b] = differences(long("x"), long("y"));
   assert.equal(rest(long("x"), a), rest(long("y"), b));
   assert.deepEqual(differences("", "new"), [[], [[0, 3]]]);
+});
+
+test("stretches with blanks between them are shown as one", () => {
+  assert.deepEqual(joinedMarks("one two, three", [[0, 3], [4, 7], [9, 14]]), [[0, 7], [9, 14]]);
+  assert.deepEqual(joinedMarks("", []), []);
 });

@@ -27,6 +27,11 @@ export function announce(text) {
   byId("live").textContent = text;
 }
 
+// A sentence with names in backticks.
+export function sentence(text) {
+  return text.split(/(`[^`]+`)/).map((part) => (/^`.+`$/s.test(part) ? el("code", {}, part.slice(1, -1)) : part));
+}
+
 export function grouped(number) {
   return Math.round(number).toLocaleString("en");
 }

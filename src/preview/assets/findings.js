@@ -1,29 +1,55 @@
 // Findings, with a filter over them.
 
-import { el, grouped, percent, plural, announce } from "./dom.js";
-import { countFindings, severities } from "./data.js";
+import { el, grouped, percent, plural, sentence, announce } from "./dom.js";
+import { countFindings, rowName, severities } from "./data.js";
 import { formatLink } from "./permalink.js";
 
 const PAGE = 50;
 const SIGNS = { error: "✕", warning: "!", note: "i", allowed: "✓" };
 
+export function severityOf(finding, codes) {
+  return finding.allowed ? "allowed" : codes[finding.code].severity;
+}
+
+// What is worst comes first, and what is allowed last.
+export function bySeverity(findings, codes) {
+  const order = [...severities(), "allowed"];
+  return [...findings].sort((a, b) => order.indexOf(severityOf(a, codes)) - order.indexOf(severityOf(b, codes)));
+}
+
 // One finding: what it is, where, which rows show it, what to do.
 export function findingCard(finding, codes) {
+  return el("article", { class: `card finding ${severityOf(finding, codes)}` },
+    el("header", {}, findingTitle(finding, codes, "h3"), el("code", { class: "code" }, finding.code)), findingBody(finding, codes));
+}
+
+// The same as a line that opens.
+function findingLine(finding, codes) {
+  return el("details", { class: `card finding ${severityOf(finding, codes)}` },
+    el("summary", {}, findingTitle(finding, codes, "b"), finding.template && el("span", { class: "small" }, finding.template), el("code", { class: "code" }, finding.code)),
+    findingBody(finding, codes));
+}
+
+export function findingTitle(finding, codes, tag) {
+  const severity = severityOf(finding, codes);
+  return [el("span", { class: `sign ${severity}`, title: severity }, SIGNS[severity]),
+    el(tag, { class: "title" }, el("span", { class: "unseen-label" }, `${severity}: `), sentence(finding.message))];
+}
+
+function findingBody(finding, codes) {
   const code = codes[finding.code];
-  const severity = finding.allowed ? "allowed" : code.severity;
   const share = finding.count !== null && finding.of ? `${grouped(finding.count)} of ${grouped(finding.of)} (${percent(finding.count / finding.of)})` : null;
-  const rows = finding.rows.map((row, i) => [i > 0 && " ", el("a", { class: "row-link", href: formatLink({ task: finding.task, template: finding.template, row: `${row.split}:${row.row}` }) }, `${row.split}:${row.row}`)]);
-  const place = `${finding.file}:${finding.line}:${finding.column}`;
-  return el("article", { class: `card finding ${severity}` },
-    el("header", {}, el("span", { class: `sign ${severity}`, title: severity }, SIGNS[severity]),
-      el("h3", {}, el("span", { class: "unseen-label" }, `${severity}: `), finding.message),
-      el("code", { class: "code" }, finding.code)),
-    el("p", { class: "where" }, el("a", { href: formatLink({ task: finding.task, template: finding.template }) }, finding.template ? `${finding.task} / ${finding.template}` : finding.task),
-      " ", el("span", { class: "place" }, place)),
+  const names = [...new Set(finding.rows.map(rowName))];
+  const rows = names.map((row) => [" ", el("a", { class: "row-link", href: formatLink({ task: finding.task, template: finding.template, row }) }, row)]);
+  const place = `${finding.file.split("/").slice(-2).join("/")}:${finding.line}:${finding.column}`;
+  return [
+    el("p", { class: "where" }, el("a", { href: formatLink({ task: finding.task, template: finding.template, row: names[0] ?? null }) }, finding.template ? `${finding.task} / ${finding.template}` : finding.task),
+      " ", el("span", { class: "place", title: finding.file }, place)),
     finding.text.map((excerpt) => excerptLine(excerpt)),
     share && el("p", { class: "shown" }, el("span", { class: "label" }, "shown by"), ` ${share} `, rows),
-    el("p", { class: "do" }, el("span", { class: "label" }, finding.allowed ? "allowed" : "what to do"), " ", finding.allowed ?? code.help),
-    el("details", { class: "about" }, el("summary", {}, "Why it matters"), el("p", {}, code.about)));
+    el("p", { class: "do" }, el("span", { class: "label" }, finding.allowed ? "allowed" : "what to do"), " ", sentence(finding.allowed ?? code.help)),
+    el("details", { class: "about" }, el("summary", {}, "Why it matters"), el("p", {}, sentence(code.about))),
+  ];
 }
 
 function excerptLine([before, marked, after]) {
@@ -45,15 +71,15 @@ export function filtered(findings, codes, filter) {
 }
 
 // All findings, or those of one task, behind their filter.
-export function findingsList(findings, codes, { task = null, level = "h2" } = {}) {
+export function findingsList(findings, codes, { task = null } = {}) {
   const counts = countFindings(findings, codes);
   const filter = { severities: new Set(severities()), code: "", task: "", text: "", allowed: false };
   const list = el("div", { class: "findings-list" });
   const summary = el("p", { class: "small", role: "status" });
   let most = PAGE;
   const draw = () => {
-    const found = filtered(findings, codes, filter);
-    list.replaceChildren(...found.slice(0, most).map((finding) => findingCard(finding, codes)));
+    const found = bySeverity(filtered(findings, codes, filter), codes);
+    list.replaceChildren(...found.slice(0, most).map((finding) => (task ? findingLine : findingCard)(finding, codes)));
     if (found.length > most) {
       list.append(el("button", { type: "button", onclick: () => {
         most += PAGE;
@@ -91,7 +117,7 @@ export function findingsList(findings, codes, { task = null, level = "h2" } = {}
       change();
     } })));
   draw();
-  return el("section", { class: "findings", "aria-labelledby": "findings-title" }, el(level, { id: "findings-title" }, "Findings"), controls, summary, list);
+  return el("section", { class: "findings", "aria-labelledby": "findings-title" }, el("h2", { id: "findings-title" }, "Findings"), controls, summary, list);
 }
 
 function emptyLine(counts, filter) {

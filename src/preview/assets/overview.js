@@ -44,6 +44,7 @@ export function overview(data) {
   const figure = (number, word) => el("div", { class: "number-card" }, el("b", {}, grouped(number)), el("span", {}, word));
   return [
     el("h1", {}, "What the templates make of the rows"),
+    el("p", { class: "small" }, settingsLine(data)),
     el("div", { class: "numbers" }, figure(data.tasks.length, held > 0 ? `tasks, ${held} held out` : "tasks"),
       figure(data.tasks.reduce((sum, task) => sum + task.about.templates.length, 0), "templates"),
       figure(rows, "rows looked at"), figure(prompts, "prompts looked at")),
@@ -52,6 +53,19 @@ export function overview(data) {
     data.overlaps.some((overlap) => overlap.overlapping > 0) && overlaps(data.overlaps),
     data.left_out.length > 0 && leftOut(data.left_out),
   ];
+}
+
+// What the recipe says that decides how prompts come out.
+function settingsLine({ recipe, tokenizer }) {
+  const { lengths, shots, wrapper, cap } = recipe;
+  const overflow = { shorten: "the longest field is shortened", drop: "what is longer is left out", right: "what is longer is cut on the right" }[lengths.overflow];
+  return [
+    `recipe ${recipe.name ?? ""}`,
+    tokenizer ? `at most ${grouped(lengths.inputs)} tokens of inputs and ${grouped(lengths.targets)} of targets, ${overflow}` : "no tokenizer: tokens are not counted",
+    shots > 0 && `up to ${plural(shots, "exemplar")}`,
+    wrapper !== "none" && `markers of ${wrapper}`,
+    cap !== null && `at most ${grouped(cap)} rows a split`,
+  ].filter(Boolean).join(" · ");
 }
 
 function mixture(data) {
@@ -113,6 +127,6 @@ function overlaps(all) {
 }
 
 function leftOut(skipped) {
-  return el("section", {}, el("h2", {}, "Left out"), el("details", {}, el("summary", {}, plural(skipped.length, "task or split").replace("splits", "splits")),
+  return el("section", {}, el("h2", {}, "Left out"), el("details", {}, el("summary", {}, `${grouped(skipped.length)} tasks or splits`),
     el("ul", {}, skipped.map((entry) => el("li", {}, `${entry.task}${entry.split ? `, ${entry.split}` : ""}: ${entry.reason}`)))));
 }

@@ -23,7 +23,7 @@ export function promptBody(task, prompt, show) {
 function sideBlock(task, prompt, name, show) {
   const side = prompt[name];
   const readout = el("span", { class: "readout" });
-  const count = side.token_count > 0 && `${grouped(side.token_count)} tokens`;
+  const count = side.token_count > 0 && plural(side.token_count, "token");
   const loss = side.masked ? "masked, no loss" : "carries loss";
   const lost = side.cut && `${grouped(side.cut[1] - side.cut[0])} cut`;
   const head = el("div", { class: "side-head" }, el("span", { class: "side-name" }, name),
@@ -62,9 +62,9 @@ function sideNodes(task, side, { tokens, blanks, origins, marks, limit, special 
       tokens && segment.group >= 0 && `token shade-${segment.group % 2}`,
     ].filter(Boolean);
     const runs = runsOf(whole.slice(segment.from, segment.to), blanks);
-    const text = runs.map((run) => (run.kind === "plain" ? run.text : el("span", { class: run.kind }, run.text)));
+    const text = runs.map((run) => (run.kind === "plain" ? run.text : [el("span", { class: run.kind }, run.text), run.kind === "blank" && el("wbr")]));
     if (classes.length === 0) {
-      nodes.push(...text);
+      nodes.push(...text.flat().filter(Boolean));
       continue;
     }
     const title = origins && segment.origin > 0 && !tokens ? task.origins[segment.origin - 1] : null;
@@ -136,12 +136,13 @@ export function legend(task, show) {
     show.tokens && el("span", { class: "legend-entry" }, "hover a token, or focus it and use ← →, for its id"));
 }
 
-// A card: the head with the template's name, then the prompt.
+// A card: the head with the template's name, then the prompt. `findings` are nodes, one for each.
 export function promptCard(task, prompt, show, { current = false, link = null, actions = [], findings = [], level = "h3" } = {}) {
   const name = link ? el("a", { href: link }, prompt.template) : prompt.template;
   return el("article", { class: `card prompt${current ? " current" : ""}`, "aria-current": current ? "true" : null, "data-template": prompt.template },
     el("header", {}, el(level, {}, name),
       el("span", { class: `chip ${prompt.kind}` }, prompt.kind.replace("-", " ")),
       findings.length > 0 && el("span", { class: "chip found" }, plural(findings.length, "finding")), ...actions),
-    promptBody(task, prompt, show));
+    promptBody(task, prompt, show),
+    findings.length > 0 && el("ul", { class: "said" }, findings.map((finding) => el("li", {}, finding))));
 }

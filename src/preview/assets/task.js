@@ -3,11 +3,11 @@
 import { el, grouped, percent, announce } from "./dom.js";
 import { rowName, textOf } from "./data.js";
 import { formatLink } from "./permalink.js";
-import { differences } from "./words.js";
+import { differences, joinedMarks } from "./words.js";
 import { histogram, balance } from "./histogram.js";
 import { setting, set } from "./theme.js";
 import { promptCard, legend } from "./prompts.js";
-import { findingsList } from "./findings.js";
+import { findingsList, findingTitle } from "./findings.js";
 import { findingsOf } from "./overview.js";
 
 // What a link leaves open: the first row, the first template.
@@ -30,12 +30,15 @@ export function linkTo(task, { row, template, other }) {
 export function taskView(data, task, place, missing) {
   const { about } = task;
   const found = findingsOf(data, about.name);
+  // What the definition allows need not come first.
+  const open = found.some((finding) => !finding.allowed);
   return [
     el("header", { class: "task-head" }, el("p", { class: "over" }, about.cluster.replaceAll("-", " ")),
       el("h1", {}, about.title, about.held_out && el("span", { class: "chip held-out" }, "held out")),
       el("p", { class: "small" }, [about.name, about.corpus, splitsLine(about), about.licence].filter(Boolean).join(" · "))),
+    open && findingsList(found, data.codes, { task: about.name }),
     rows(data, task, place, missing),
-    found.length > 0 && findingsList(found, data.codes, { task: about.name }),
+    !open && found.length > 0 && findingsList(found, data.codes, { task: about.name }),
     figures(data, task),
     definition(task),
   ];
@@ -93,11 +96,15 @@ function grid(data, task, row, place, show) {
     return promptCard(task, prompt, show, {
       current: i === place.template,
       link: linkTo(task, { ...place, template: i }),
-      findings: prompt.findings ?? [],
+      findings: saidOf(data, prompt),
       actions: [i !== place.template && el("a", { class: "action", href: linkTo(task, { ...place, other: i }), title: `Compare with ${task.about.templates[place.template].name}` }, "compare")],
     });
   });
   return el("div", { class: "cards" }, cards);
+}
+
+function saidOf(data, prompt) {
+  return (prompt.findings ?? []).map((index) => data.findings[index]).map((finding) => findingTitle(finding, data.codes, "span"));
 }
 
 function compared(task, row, place, show) {
@@ -106,7 +113,10 @@ function compared(task, row, place, show) {
   const marks = [{}, {}];
   if (left && right && !left.failure && !right.failure) {
     for (const side of ["inputs", "targets"]) {
-      [marks[0][side], marks[1][side]] = differences(textOf(task, left[side]), textOf(task, right[side]));
+      const texts = [textOf(task, left[side]), textOf(task, right[side])];
+      differences(...texts).forEach((found, i) => {
+        marks[i][side] = joinedMarks(texts[i], found);
+      });
     }
   }
   const card = (prompt, i, place_) => prompt && promptCard(task, prompt, { ...show, marks: marks[i] }, { current: i === 0, link: linkTo(task, place_) });

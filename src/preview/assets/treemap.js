@@ -54,8 +54,8 @@ export function treemap(clusters, width, height, unit) {
   const groups = clusters.map((cluster, number) => ({ cluster, number, value: cluster.tasks.reduce((sum, task) => sum + task.value, 0) }));
   for (const { item, ...area } of squarify(groups, { x: 0, y: 0, width, height })) {
     const inner = { x: area.x + 2, y: area.y + HEAD, width: Math.max(0, area.width - 4), height: Math.max(0, area.height - HEAD - 2) };
-    const label = fitted(item.cluster.name.replaceAll("-", " "), area.width - 8, 6.6);
-    picture.append(svg("text", { x: area.x + 4, y: area.y + 15, class: "cluster" }, label));
+    const label = fitted(item.cluster.name.replaceAll("-", " "), area.width - 8, 7);
+    picture.append(clipped(area, svg("text", { x: 4, y: 15, class: "cluster" }, label)));
     for (const { item: task, ...cell } of squarify(item.cluster.tasks, inner)) {
       picture.append(taskCell(task, cell, item.number, unit));
     }
@@ -72,10 +72,17 @@ function taskCell(task, { x, y, width, height }, cluster, unit) {
     svg("title", {}, label),
     svg("rect", { x: x + 1, y: y + 1, width: Math.max(0, width - 2), height: Math.max(0, height - 2), rx: 3 }));
   if (task.heldOut) link.append(svg("rect", { x: x + 1, y: y + 1, width: Math.max(0, width - 2), height: Math.max(0, height - 2), rx: 3, class: "hatched" }));
-  if (width > 34 && height > 18) link.append(svg("text", { x: x + 7, y: y + 16 }, fitted(task.title, width - 12, 6.8)));
-  if (width > 60 && height > 36) link.append(svg("text", { x: x + 7, y: y + 31, class: "amount" }, fitted(task.heldOut ? `${amount}, held out` : amount, width - 12, 6.2)));
+  const lines = [];
+  if (width > 34 && height > 18) lines.push(svg("text", { x: 7, y: 16 }, fitted(task.title, width - 12, 7)));
+  if (width > 60 && height > 36) lines.push(svg("text", { x: 7, y: 31, class: "amount" }, fitted(task.heldOut ? `held out, ${amount}` : amount, width - 12, 6.6)));
+  if (lines.length > 0) link.append(clipped({ x, y, width: width - 3, height }, ...lines));
   if (worstOf && width > 22 && height > 22) link.append(svg("circle", { cx: x + width - 10, cy: y + height - 10, r: 5, class: worstOf }));
   return link;
+}
+
+// Whatever a font makes of a text, it ends where its cell does.
+function clipped({ x, y, width, height }, ...nodes) {
+  return svg("svg", { x, y, width: Math.max(0, width), height, "aria-hidden": "true" }, nodes);
 }
 
 // As much of a text as has room, at so many units a character.

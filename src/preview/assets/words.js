@@ -35,6 +35,17 @@ export function differences(left, right) {
   return [marks(a, kept.map(([i]) => i)), marks(b, kept.map(([, j]) => j))];
 }
 
+// The same stretches with those put together that have only blanks between them: easier to read.
+export function joinedMarks(text, marks) {
+  const joined = [];
+  for (const [from, to] of marks) {
+    const last = joined[joined.length - 1];
+    if (last && text.slice(last[1], from).trim() === "") last[1] = to;
+    else joined.push([from, to]);
+  }
+  return joined;
+}
+
 // Pairs of indices of a longest common sequence.
 function common(a, b) {
   const offset = MOST_EDITS + 1;
