@@ -9,7 +9,10 @@ const FOOT = 18;
 export function histogram(name, figures, limit, prompts) {
   const { width, counts } = figures;
   const most = Math.max(...counts, 1);
-  const reach = Math.max(counts.length, Math.min(Math.ceil((limit * 1.02) / width), counts.length * 1.6));
+  // The limit is shown where that does not push the prompts into a corner.
+  const steps = Math.ceil((limit * 1.02) / width);
+  const within = steps <= counts.length * 1.6;
+  const reach = within ? Math.max(counts.length, steps) : counts.length;
   const scale = (tokens) => (tokens / width / reach) * WIDTH;
   const bar = WIDTH / reach;
   const picture = svg("svg", { class: "histogram", viewBox: `0 0 ${WIDTH} ${HEIGHT + FOOT}`, role: "img", "aria-label": described(name, figures, limit, prompts) });
@@ -21,7 +24,6 @@ export function histogram(name, figures, limit, prompts) {
       svg("title", {}, `${grouped(from)} to ${grouped(from + width - 1)} tokens: ${grouped(count)} prompts`)));
   });
   picture.append(svg("line", { x1: 0, y1: HEIGHT + 0.5, x2: WIDTH, y2: HEIGHT + 0.5, class: "axis" }));
-  const within = scale(limit) <= WIDTH;
   if (within) {
     const x = scale(limit);
     const right = x > WIDTH * 0.7;
