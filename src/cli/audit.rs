@@ -153,9 +153,9 @@ impl AuditCommand {
 
     /// Audits, and writes the report.
     fn audit(&self, sources: &Sources<'_>, plan: Option<&Plan<'_>>) -> crate::diag::Result<Audit> {
+        let manifest = self.compiled.as_deref().map(manifest::require).transpose()?;
         let found = self.look(sources, plan)?;
         let Some(file) = &self.html else { return Ok(found) };
-        let manifest = self.compiled.as_deref().map(manifest::require).transpose()?;
         let compiled = self.compiled.as_ref().zip(manifest.as_ref());
         let compiled = compiled.map(|(out, manifest)| Compiled { name: out.display().to_string(), manifest });
         let data = preview::report::report(sources, plan, &found, self.html_rows, compiled.as_ref())?;

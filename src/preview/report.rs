@@ -66,8 +66,13 @@ pub fn report(
                     "drawn": expected.counted.then_some(t.drawn),
                 })
             });
+            // Of a task that is not trained on, the rows that it is evaluated on, or has.
+            let held_out = expected.held_out.iter().find(|t| t.task == index);
+            let rows_there_are: u64 = task.splits.iter().map(|s| s.rows).sum();
+            let size = counted.map(|t| t.prompts).or(held_out.map(|t| t.prompts));
+            let size = size.unwrap_or(rows_there_are * task.templates.len() as u64);
             json!({
-                "about": about(task, figures, rates.unwrap_or(Value::Null)),
+                "about": about(task, figures, size, rates.unwrap_or(Value::Null)),
                 "figures": figures_of(figures),
                 "origins": shown.origins,
                 "texts": shown.texts,
@@ -112,7 +117,7 @@ fn finding(finding: &Finding) -> Value {
 }
 
 /// What the definition and the plan say of a task.
-fn about(task: &PlannedTask<'_>, figures: &TaskAudit, rates: Value) -> Value {
+fn about(task: &PlannedTask<'_>, figures: &TaskAudit, size: u64, rates: Value) -> Value {
     let definition = &task.task.definition;
     let templates = task.templates.iter().map(|&t| {
         let template = &definition.templates[t];
@@ -131,7 +136,7 @@ fn about(task: &PlannedTask<'_>, figures: &TaskAudit, rates: Value) -> Value {
         "templates": templates.collect::<Vec<_>>(),
         "splits": task.splits.iter().map(|s| json!([s.name.name(), s.rows])).collect::<Vec<_>>(),
         "rows": figures.rows, "filtered": figures.filtered, "prompts": figures.prompts,
-        "rates": rates,
+        "size": size, "rates": rates,
     })
 }
 

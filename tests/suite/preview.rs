@@ -114,7 +114,9 @@ fn a_small_report() {
     report["tokenizer"].as_object_mut().unwrap().remove("special");
     let rows = report["tasks"][0]["rows"].as_array_mut().unwrap();
     rows.drain(..3);
-    insta::assert_snapshot!(serde_json::to_string_pretty(&report).unwrap());
+    let text = serde_json::to_string_pretty(&report).unwrap();
+    let directory = report["tasks"][0]["about"]["file"].as_str().unwrap().rsplit_once('/').unwrap().0;
+    insta::assert_snapshot!(text.replace(directory, "definitions"));
 }
 
 #[test]
@@ -178,8 +180,7 @@ fn no_row_is_markup() {
     assert_eq!(page.matches("</script>").count(), 2);
     assert_eq!(page.matches("<script").count(), 2);
     assert!(!page.contains(['\u{2028}', '\u{2029}']));
-    let data = page.split("id=\"data\">").nth(1).unwrap().split("</script>").next().unwrap();
-    assert_eq!(serde_json::from_str::<Value>(data).unwrap(), report);
+    assert_eq!(embedded(&page), report);
 }
 
 #[test]
@@ -208,6 +209,51 @@ fn a_report_of_the_whole_catalogue() {
     assert!(page.len() < 15_000_000, "{} bytes", page.len());
     let output = flanc(&["audit", "--html-rows", "3"]);
     assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn rates_are_asked_and_realised() {
+    let scratch = Scratch::new();
+    let file = |name: &str| scratch.join(name).display().to_string();
+    let tokenizer = fs::canonicalize("data/tokenizer.json").unwrap();
+    let recipe = format!(
+        "tasks = ['rte', 'cola', 'sst2']\nhold_out = ['sst2']\ntemplates = 1\nsize = {{ prompts = 100 }}\n\
+         tokenizer.file = '{}'",
+        tokenizer.display()
+    );
+    fs::write(scratch.join("recipe.toml"), recipe).unwrap();
+    let data = |arguments: &[&str]| -> Value {
+        let output = flanc(&[&["audit", &file("recipe.toml"), "--html", &file("report.html")], arguments].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        embedded(&fs::read_to_string(file("report.html")).unwrap())
+    };
+    let rates = |data: &Value| -> Vec<Value> {
+        data["tasks"].as_array().unwrap().iter().map(|t| t["about"]["rates"].clone()).collect()
+    };
+    let quotas = data(&[]);
+    let [cola, rte, sst2] = &rates(&quotas)[..] else { panic!("{quotas}") };
+    assert_eq!(sst2, &Value::Null);
+    let number = |value: &Value| value.as_f64().unwrap();
+    assert!((number(&cola["asked"]) + number(&rte["asked"]) - 1.0).abs() < 1e-9);
+    assert_eq!(number(&rte["realised"]), number(&rte["drawn"]) / 100.0);
+    let out = file("out");
+    let compiled = flanc(&["compile", &file("recipe.toml"), "--out", &out]);
+    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+    let manifest: Value =
+        serde_json::from_str(&fs::read_to_string(scratch.join("out/manifest.json")).unwrap()).unwrap();
+    let compiled = data(&["--compiled", &out]);
+    for (rates, entry) in rates(&compiled).iter().zip(manifest["tasks"].as_array().unwrap()) {
+        assert_eq!(rates["realised"], entry["rate_realised"], "{entry}");
+    }
+    assert_eq!(compiled["compiled"]["plan"], manifest["plan"]);
+    let output = flanc(&["audit", "--html", &file("report.html"), "--compiled", &file("absent")]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("error[no-manifest]"), "{output:?}");
+}
+
+/// The data in a page.
+fn embedded(page: &str) -> Value {
+    let data = page.split("id=\"data\">").nth(1).unwrap().split("</script>").next().unwrap();
+    serde_json::from_str(data).unwrap()
 }
 
 #[test]

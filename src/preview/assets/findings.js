@@ -3,6 +3,7 @@
 import { el, grouped, percent, plural, sentence, announce } from "./dom.js";
 import { countFindings, rowName, severities } from "./data.js";
 import { formatLink } from "./permalink.js";
+import { runsOf } from "./tokens.js";
 
 const PAGE = 50;
 const SIGNS = { error: "✕", warning: "!", note: "i", allowed: "✓" };
@@ -53,7 +54,7 @@ function findingBody(finding, codes) {
 }
 
 function excerptLine([before, marked, after]) {
-  const shown = (text) => text.replaceAll("\n", "↵");
+  const shown = (text) => runsOf(text.replaceAll("\n", "↵"), false).map((run) => (run.kind === "plain" ? run.text : el("span", { class: run.kind }, run.text)));
   return el("blockquote", { class: "excerpt", dir: "auto" }, shown(before), el("mark", {}, shown(marked)), shown(after));
 }
 

@@ -34,7 +34,18 @@ export function taskList(data, current) {
         worst && el("span", { class: `count ${worst}`, title: plural(counts[worst], worst) }, grouped(counts[worst]))));
     }))));
   const overview = el("a", { href: "#", class: "overview", "aria-current": current ? null : "page" }, "Overview");
-  byId("tasks").replaceChildren(el("details", { open: matchMedia("(min-width: 62rem)").matches }, el("summary", {}, "Tasks"), overview, el("ul", {}, groups)));
+  const wide = matchMedia("(min-width: 62rem)");
+  const list = el("details", { open: wide.matches }, el("summary", {}, "Tasks"), overview, el("ul", {}, groups));
+  wide.addEventListener("change", () => {
+    list.open = wide.matches;
+  });
+  const nav = byId("tasks");
+  const scrolled = nav.scrollTop;
+  nav.replaceChildren(list);
+  nav.scrollTop = scrolled;
+  const here = nav.querySelector("[aria-current]");
+  const below = here.offsetTop - nav.scrollTop;
+  if (below < 0 || below > nav.clientHeight - 40) nav.scrollTop = here.offsetTop - nav.clientHeight / 2;
 }
 
 export function overview(data) {
@@ -72,7 +83,7 @@ function mixture(data) {
   const picture = el("div", { class: "picture" });
   const draw = () => {
     const byRate = setting("area") === "rate";
-    const value = (task) => (byRate ? (task.about.rates?.asked ?? 0) * 1e6 : task.about.rates?.prompts ?? task.about.prompts);
+    const value = (task) => (byRate ? (task.about.rates?.asked ?? 0) * 1e6 : task.about.size);
     const clusters = clustersOf(data.tasks).map(({ name, tasks }) => ({
       name,
       tasks: tasks.map((task) => ({
@@ -99,7 +110,7 @@ function mixture(data) {
   }
   return el("section", { "aria-labelledby": "mixture-title" }, el("h2", { id: "mixture-title" }, "The mixture"),
     el("form", { class: "controls" }, el("span", {}, "Area stands for"), choice("prompts", "prompts"), choice("rate", "rate")),
-    picture, ratesTable(data));
+    el("p", { class: "small" }, "Hatched: held out, not trained on. A dot stands for errors or warnings."), picture, ratesTable(data));
 }
 
 // The same as the picture, for whoever reads.

@@ -5,7 +5,7 @@ import { readData, rowName } from "./data.js";
 import { parseLink } from "./permalink.js";
 import { applyTheme, themeControl, setting, set } from "./theme.js";
 import { overview, taskList } from "./overview.js";
-import { placeIn, linkTo, taskView, printed } from "./task.js";
+import { placeIn, linkTo, taskView, promptsSection, printed } from "./task.js";
 import { searchField } from "./search.js";
 import { keyboard } from "./keys.js";
 
@@ -22,7 +22,8 @@ function draw({ moved = false } = {}) {
   if (before?.task !== task || !before) taskList(data, task?.about.name ?? null);
   if (task) {
     const missing = link.row && !task.rows.some((row) => rowName(row) === link.row) ? link.row : null;
-    main.replaceChildren(...taskView(data, task, shown.place, missing).filter(Boolean));
+    if (before?.task === task) keepingFocus(main, () => byId("prompts").replaceWith(promptsSection(data, task, shown.place, missing)));
+    else main.replaceChildren(...taskView(data, task, shown.place, missing).filter(Boolean));
     document.title = `${task.about.title} · flanc audit`;
   } else {
     main.replaceChildren(...overview(data).filter(Boolean));
@@ -39,6 +40,15 @@ function draw({ moved = false } = {}) {
     const row = task.rows[shown.place.row];
     announce([task.about.title, task.about.templates[shown.place.template].name, row && `row ${rowName(row)}`].filter(Boolean).join(", "));
   }
+}
+
+// Replaces what may hold the focus, and gives it to what has come in its place.
+function keepingFocus(main, replace) {
+  const name = document.activeElement?.dataset?.focus;
+  replace();
+  if (!name) return;
+  const control = main.querySelector(`[data-focus="${name}"]`);
+  (control?.disabled ? main.querySelector("[data-focus=row]") : control)?.focus({ preventScroll: true });
 }
 
 function go(change) {

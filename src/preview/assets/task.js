@@ -37,7 +37,7 @@ export function taskView(data, task, place, missing) {
       el("h1", {}, about.title, about.held_out && el("span", { class: "chip held-out" }, "held out")),
       el("p", { class: "small" }, [about.name, about.corpus, splitsLine(about), about.licence].filter(Boolean).join(" · "))),
     open && findingsList(found, data.codes, { task: about.name }),
-    rows(data, task, place, missing),
+    promptsSection(data, task, place, missing),
     !open && found.length > 0 && findingsList(found, data.codes, { task: about.name }),
     figures(data, task),
     definition(task),
@@ -50,9 +50,10 @@ function splitsLine(about) {
 
 // ---- Prompts
 
-function rows(data, task, place, missing) {
+// The part of the view that a step to another row or template changes.
+export function promptsSection(data, task, place, missing) {
   const row = task.rows[place.row];
-  const section = (...children) => el("section", { "aria-labelledby": "prompts-title" }, el("h2", { id: "prompts-title" }, "Prompts"), ...children);
+  const section = (...children) => el("section", { id: "prompts", "aria-labelledby": "prompts-title" }, el("h2", { id: "prompts-title" }, "Prompts"), ...children);
   if (!row) return section(el("p", { class: "empty" }, "No row of this task is in the report."));
   const show = { tokens: setting("tokens") && data.tokenizer !== null, blanks: setting("blanks"), origins: setting("origins"),
     compare: place.other !== null, special: data.tokenizer?.special };
@@ -67,18 +68,18 @@ function toolbar(data, task, place) {
   };
   const last = task.rows.length - 1;
   const names = task.about.templates.map((template) => template.name);
-  const select = (label, chosen, options, onchange) => el("label", {}, `${label} `, el("select", { onchange: (event) => onchange(Number(event.target.value)) },
+  const select = (label, chosen, options, onchange) => el("label", {}, `${label} `, el("select", { "data-focus": label, onchange: (event) => onchange(Number(event.target.value)) },
     options.map(([value, text]) => el("option", { value, selected: value === chosen }, text))));
-  const toggle = (name, label, key) => el("label", { class: "toggle" }, el("input", { type: "checkbox", "data-setting": name, checked: setting(name), onchange: (event) => {
+  const toggle = (name, label, key) => el("label", { class: "toggle" }, el("input", { type: "checkbox", "data-focus": name, checked: setting(name), onchange: (event) => {
     set(name, event.target.checked);
     announce(`${label} ${event.target.checked ? "shown" : "hidden"}`);
     window.dispatchEvent(new CustomEvent("redraw"));
   } }), ` ${label}`, el("kbd", { "aria-hidden": "true" }, key));
   return el("div", { class: "toolbar", role: "group", "aria-label": "Row and view" },
     el("span", { class: "stepper" },
-      el("button", { type: "button", disabled: place.row === 0, title: "Row before (k)", "aria-label": "Row before", onclick: () => go({ row: place.row - 1 }) }, "‹"),
+      el("button", { type: "button", disabled: place.row === 0, "data-focus": "before", title: "Row before (k)", "aria-label": "Row before", onclick: () => go({ row: place.row - 1 }) }, "‹"),
       select("row", place.row, task.rows.map((row, i) => [i, rowName(row)]), (row) => go({ row })),
-      el("button", { type: "button", disabled: place.row >= last, title: "Next row (j)", "aria-label": "Next row", onclick: () => go({ row: place.row + 1 }) }, "›"),
+      el("button", { type: "button", disabled: place.row >= last, "data-focus": "next", title: "Next row (j)", "aria-label": "Next row", onclick: () => go({ row: place.row + 1 }) }, "›"),
       el("span", { class: "small" }, `${place.row + 1} of ${task.rows.length}`)),
     select("template", place.template, names.map((name, i) => [i, name]), (template) => go({ template, other: place.other === template ? null : place.other })),
     select("compare with", place.other ?? -1, [[-1, "none"], ...names.map((name, i) => [i, name]).filter(([i]) => i !== place.template)], (other) => go({ other: other < 0 ? null : other })),
@@ -104,7 +105,7 @@ function grid(data, task, row, place, show) {
 }
 
 function saidOf(data, prompt) {
-  return (prompt.findings ?? []).map((index) => data.findings[index]).map((finding) => findingTitle(finding, data.codes, "span"));
+  return (prompt.findings ?? []).map((entry) => (typeof entry === "number" ? data.findings[entry] : entry)).map((finding) => findingTitle(finding, data.codes, "span"));
 }
 
 function compared(task, row, place, show) {
