@@ -2,7 +2,7 @@
 //!
 //! The rows are the first ones of each task's first split that the recipe's cap would take, and those that findings
 //! name first, so that what is found can be looked at. A task keeps each text once, however many of its prompts hold
-//! it, and tokens are packed into text: 62 datasets with ten templates and five rows take some 8 MB.
+//! it, and tokens are packed into text: 62 datasets with ten templates and five rows take some 4 MB.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

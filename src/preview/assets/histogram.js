@@ -9,6 +9,7 @@ const FOOT = 18;
 export function histogram(name, figures, limit, prompts) {
   const { width, counts } = figures;
   const most = Math.max(...counts, 1);
+  const beyond = figures.most >= counts.length * width;
   // The limit is shown where that does not push the prompts into a corner.
   const steps = Math.ceil((limit * 1.02) / width);
   const within = steps <= counts.length * 1.6;
@@ -21,7 +22,7 @@ export function histogram(name, figures, limit, prompts) {
     const height = Math.max(1, (count / most) * (HEIGHT - 14));
     const from = step * width;
     picture.append(svg("rect", { x: step * bar + 0.5, y: HEIGHT - height, width: Math.max(1, bar - 1), height, class: from >= limit ? "beyond" : "step" },
-      svg("title", {}, `${grouped(from)} to ${grouped(from + width - 1)} tokens: ${grouped(count)} prompts`)));
+      svg("title", {}, `${grouped(from)} ${step === counts.length - 1 && beyond ? "tokens and more" : `to ${grouped(from + width - 1)} tokens`}: ${grouped(count)} prompts`)));
   });
   picture.append(svg("line", { x1: 0, y1: HEIGHT + 0.5, x2: WIDTH, y2: HEIGHT + 0.5, class: "axis" }));
   if (within) {
@@ -38,7 +39,7 @@ export function histogram(name, figures, limit, prompts) {
   return el("figure", { class: "figure" },
     el("figcaption", {}, el("b", {}, name), el("span", {}, `median ${grouped(figures.median)}, 95 % ${grouped(figures.p95)}, most ${grouped(figures.most)}`)),
     picture,
-    el("p", { class: "small" }, cutLine(figures, limit, prompts, within)));
+    el("p", { class: "small" }, cutLine(figures, limit, prompts, within), beyond && `; the last bar counts all from ${grouped((counts.length - 1) * width)} on`));
 }
 
 function cutLine(figures, limit, prompts, within) {

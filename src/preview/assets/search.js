@@ -70,8 +70,9 @@ export function searchField(data) {
   const links = () => [...results.querySelectorAll("a")];
   const move = (event) => {
     if (event.key === "Escape") {
-      close();
+      // The focus opens what there is.
       field.focus();
+      close();
       event.stopPropagation();
       return;
     }
