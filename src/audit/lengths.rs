@@ -136,6 +136,7 @@ impl<'p> Measure<'p> {
         }
         Ok(())
     }
+
     fn tokens(&mut self, text: &str) -> Result<usize> {
         self.ids.clear();
         self.encoder.encode_into(text, &mut self.ids)?;

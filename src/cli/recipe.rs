@@ -104,6 +104,7 @@ impl Show {
     }
 }
 
+/// What a plan comes to, as tables.
 fn text(expected: &Expected, sources: &Sources<'_>) -> String {
     let Expected { trained, held_out, counted } = expected;
     let name = |t: usize| sources.tasks[t].task.name();

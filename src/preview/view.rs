@@ -270,8 +270,8 @@ fn around(
     pieces
 }
 
-/// The tokens at the end of the longest field that are too many. A compile cuts whole words and may need several
-/// rounds; this is the first of them.
+/// The tokens at the end of the longest field that are too many. A compile cuts the field by its own tokens and may need
+/// several rounds; this is the first of them.
 fn of_longest_field(
     task: &Task,
     bound: &Bound,

@@ -43,15 +43,11 @@ export function rowName(row) {
   return `${row.split}:${row.row}`;
 }
 
-const SEVERITIES = ["error", "warning", "note"];
+export const SEVERITIES = ["error", "warning", "note"];
 
 // Findings by severity; those that are allowed count apart.
 export function countFindings(findings, codes) {
   const counts = { error: 0, warning: 0, note: 0, allowed: 0 };
   for (const finding of findings) counts[finding.allowed ? "allowed" : codes[finding.code].severity] += 1;
   return counts;
-}
-
-export function severities() {
-  return SEVERITIES;
 }

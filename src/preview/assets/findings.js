@@ -1,7 +1,7 @@
 // Findings, with a filter over them.
 
 import { el, grouped, percent, plural, sentence, announce } from "./dom.js";
-import { countFindings, rowName, severities } from "./data.js";
+import { SEVERITIES, countFindings, rowName } from "./data.js";
 import { formatLink } from "./permalink.js";
 import { runsOf } from "./tokens.js";
 
@@ -14,7 +14,7 @@ export function severityOf(finding, codes) {
 
 // What is worst comes first, and what is allowed last.
 export function bySeverity(findings, codes) {
-  const order = [...severities(), "allowed"];
+  const order = [...SEVERITIES, "allowed"];
   return [...findings].sort((a, b) => order.indexOf(severityOf(a, codes)) - order.indexOf(severityOf(b, codes)));
 }
 
@@ -74,7 +74,7 @@ export function filtered(findings, codes, filter) {
 // All findings, or those of one task, behind their filter.
 export function findingsList(findings, codes, { task = null } = {}) {
   const counts = countFindings(findings, codes);
-  const filter = { severities: new Set(severities()), code: "", task: "", text: "", allowed: false };
+  const filter = { severities: new Set(SEVERITIES), code: "", task: "", text: "", allowed: false };
   const list = el("div", { class: "findings-list" });
   const summary = el("p", { class: "small", role: "status" });
   let most = PAGE;
@@ -110,7 +110,7 @@ export function findingsList(findings, codes, { task = null } = {}) {
   } }, el("option", { value: "" }, "all"), names.map((name) => el("option", { value: name }, name))));
   const names = (of) => [...new Set(findings.map(of))].sort();
   const controls = el("form", { class: "controls", onsubmit: (event) => event.preventDefault(), "aria-label": "Which findings are shown" },
-    [...severities(), "allowed"].map(toggle),
+    [...SEVERITIES, "allowed"].map(toggle),
     findings.length > 0 && choice("code", "code", names((finding) => finding.code)),
     findings.length > 0 && !task && choice("task", "task", names((finding) => finding.task)),
     findings.length > 0 && el("label", {}, "text ", el("input", { type: "search", size: 14, oninput: (event) => {

@@ -1,7 +1,7 @@
 // The first view: what was found, and what the recipe makes of its tasks.
 
 import { el, byId, grouped, percent, plural } from "./dom.js";
-import { countFindings } from "./data.js";
+import { SEVERITIES, countFindings } from "./data.js";
 import { formatLink } from "./permalink.js";
 import { treemap } from "./treemap.js";
 import { findingsList } from "./findings.js";
@@ -28,7 +28,7 @@ export function taskList(data, current) {
     el("ul", {}, tasks.map((task) => {
       const { name: id, title, held_out: heldOut } = task.about;
       const counts = countFindings(findingsOf(data, id), data.codes);
-      const worst = ["error", "warning", "note"].find((severity) => counts[severity] > 0);
+      const worst = SEVERITIES.find((severity) => counts[severity] > 0);
       return el("li", {}, el("a", { href: formatLink({ task: id }), "aria-current": id === current ? "page" : null, class: heldOut ? "held-out" : null },
         el("span", { class: "task-title" }, title), heldOut && el("span", { class: "small" }, "held out"),
         worst && el("span", { class: `count ${worst}`, title: plural(counts[worst], worst) }, grouped(counts[worst]))));
