@@ -28,7 +28,7 @@ function sideBlock(task, prompt, name, show) {
   const lost = side.cut && `${grouped(side.cut[1] - side.cut[0])} cut`;
   const head = el("div", { class: "side-head" }, el("span", { class: "side-name" }, name),
     el("span", { class: "side-facts" }, [count, loss, lost].filter(Boolean).join(" · ")), readout);
-  const text = el("div", { class: "text", dir: "auto", tabindex: show.tokens ? null : "0", role: "group", "aria-label": `${name} of ${prompt.template}` });
+  const text = el("div", { class: "text", dir: "auto", role: "group", "aria-label": `${name} of ${prompt.template}` });
   const block = el("section", { class: `side ${name}${side.masked ? " masked" : " loss"}` }, head, text);
   const length = side.pieces.length > 0 ? piecesOf(task, side).reduce((sum, [piece]) => sum + piece.length, 0) : 0;
   let limit = show.whole || length <= FOLDED + MORE / 10 ? length : FOLDED;
