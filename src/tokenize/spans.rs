@@ -14,6 +14,13 @@ pub struct Spans {
     pub ends: Vec<usize>,
 }
 
+/// A token of the reference engine and the bytes it stands for.
+struct Placed {
+    id: u32,
+    start: usize,
+    end: usize,
+}
+
 /// Bytes of text that are looked at for a token whose place is asked for; a token of prose has four or five.
 const BYTES_A_TOKEN: usize = 8;
 
@@ -26,14 +33,15 @@ impl Encoder<'_> {
         let mut ids = Vec::new();
         self.encode_into(text, &mut ids)?;
         let read = &text[..text.floor_char_boundary(most.saturating_mul(BYTES_A_TOKEN).min(text.len()))];
-        let (read_ids, starts_and_ends) = self.places(read)?;
-        let known = ids.iter().zip(&read_ids).take_while(|(id, read)| id == read).count();
-        let mut ends: Vec<usize> = starts_and_ends[..known].iter().map(|&(_, end)| end).collect();
+        let mut placed = self.places(read)?;
+        let known = ids.iter().zip(&placed).take_while(|(id, placed)| **id == placed.id).count();
+        placed.truncate(known);
+        let mut ends = vec![0; known];
         // A token ends no later than any after it begins, so that a shared character is the last one's.
         let mut least = read.len();
-        for (end, &(start, _)) in ends.iter_mut().zip(&starts_and_ends[..known]).rev() {
-            *end = read.floor_char_boundary((*end).min(least));
-            least = least.min(start);
+        for (end, token) in ends.iter_mut().zip(&placed).rev() {
+            *end = read.floor_char_boundary(token.end.min(least));
+            least = least.min(token.start);
         }
         if known == ids.len()
             && let Some(last) = ends.last_mut()
@@ -45,18 +53,17 @@ impl Encoder<'_> {
     }
 
     /// Ids of the reference engine, control tokens spelled out, each with the bytes it stands for.
-    fn places(&self, text: &str) -> Result<(Vec<u32>, Vec<(usize, usize)>)> {
+    fn places(&self, text: &str) -> Result<Vec<Placed>> {
         let reference = self.tokenizer.reference_or_refusal()?;
         let encoding = contained(|| reference.encode(text, false));
         let encoding = encoding.map_err(|reason| self.tokenizer.cannot_encode(text, &reason))?;
-        let (mut ids, mut places) = (Vec::new(), Vec::new());
-        for (&id, &place) in encoding.get_ids().iter().zip(encoding.get_offsets()) {
-            let start = ids.len();
-            ids.push(id);
-            self.tokenizer.vocabulary.spell_controls(&mut ids, start);
-            places.resize(ids.len(), place);
+        let mut placed = Vec::new();
+        for (&id, &(start, end)) in encoding.get_ids().iter().zip(encoding.get_offsets()) {
+            let mut ids = vec![id];
+            self.tokenizer.vocabulary.spell_controls(&mut ids, 0);
+            placed.extend(ids.into_iter().map(|id| Placed { id, start, end }));
         }
-        Ok((ids, places))
+        Ok(placed)
     }
 }
 
