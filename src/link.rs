@@ -305,8 +305,9 @@ fn indices(batch: &RecordBatch, column: &str, path: &str, names: &[&str]) -> Res
     let (categories, keys) = reader::categories(batch, column, path)?;
     let index = |name: &str| {
         names.iter().position(|n| *n == name).map(|i| i as u32).ok_or_else(|| {
-            Diagnostic::error("provenance", format!("{path} names `{name}`, which the plan does not have"))
-                .help("remove the output directory and compile again")
+            let unknown = format!("{path} names `{name}`, which the plan does not have");
+            let unknown = Diagnostic::error("provenance", unknown);
+            Box::new(unknown.help("remove the output directory and compile again"))
         })
     };
     let categories: Vec<u32> = categories.iter().map(|name| index(name)).collect::<Result<_, _>>()?;
