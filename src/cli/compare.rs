@@ -56,6 +56,7 @@ impl Compare {
         report(&warnings);
         let (recipe, warnings) = mixture::find(&self.recipe, &catalogue)?;
         report(&warnings);
+        let device = self.asking.device.choose()?;
         let pool = super::threads(self.asking.threads)?;
         // All prompts first: what is wrong with data or recipe shows before a model has worked for hours.
         for way in WAYS {
@@ -69,7 +70,7 @@ impl Compare {
         let mut reports = Vec::new();
         for way in WAYS {
             let done = |task: &TaskScores| eprintln!("{}: {} is done", way.title, task.task);
-            reports.push(pool.install(|| self.asking.evaluate(self.model(way), &self.prompts(way), done))?);
+            reports.push(pool.install(|| self.asking.evaluate(device, self.model(way), &self.prompts(way), done))?);
         }
         let name = Path::new(&recipe.name).file_name().unwrap_or_default().to_string_lossy();
         let comparison = compare(&name, self.shots as usize, self.asking.limit, reports);

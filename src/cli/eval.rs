@@ -70,7 +70,7 @@ pub struct Asking {
     micro_batch: usize,
     /// What computes
     #[arg(long, value_enum, default_value_t = Device::Auto)]
-    device: Device,
+    pub device: Device,
     /// Threads to use [default: all]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -81,7 +81,7 @@ pub struct Asking {
 
 impl Asking {
     /// Asks one model the questions of one compile.
-    pub fn evaluate(&self, model: &Path, data: &Path, done: impl FnMut(&TaskScores)) -> Result<Report> {
+    pub fn evaluate(&self, device: Chosen, model: &Path, data: &Path, done: impl FnMut(&TaskScores)) -> Result<Report> {
         let evaluation = Evaluation {
             model: model.to_owned(),
             data: data.to_owned(),
@@ -91,7 +91,10 @@ impl Asking {
             micro_batch: self.micro_batch,
             cache: true,
         };
-        evaluate::<Cpu>(&evaluation, done)
+        match device {
+            Chosen::Cpu => evaluate::<Cpu>(&evaluation, done),
+            Chosen::Cuda => evaluate::<Cuda<Driver>>(&evaluation, done),
+        }
     }
 }
 
@@ -103,9 +106,10 @@ impl Eval {
             // Without a subcommand, clap asks for both.
             (None, ..) => return Ok(()),
         };
+        let device = self.asking.device.choose()?;
         let pool = super::threads(self.asking.threads)?;
         let done = |task: &TaskScores| eprintln!("{} is done", task.task);
-        let report = pool.install(|| self.asking.evaluate(model, data, done))?;
+        let report = pool.install(|| self.asking.evaluate(device, model, data, done))?;
         let (text, json) = (table(&report), serde_json::json!(report));
         if let Some(out) = &self.out {
             write(out, "report.txt", &text, &json, &report.chart())?;
