@@ -220,12 +220,10 @@ static bool release(size_t from, size_t to, State kind) {
   }
   if (!first) return false;
   if (returned) fail("some threads have returned, others wait for them");
-  for (size_t i = from; i < to; i++) {
-    Fiber& f = machine->fibers[i];
-    if (f.line != first->line || strcmp(f.what, first->what))
+  for (size_t i = from; i < to; i++)
+    if (machine->fibers[i].line != first->line || strcmp(machine->fibers[i].what, first->what))
       fail("threads meet at different barriers or warp operations");
-    f.state = State::Runs;
-  }
+  for (size_t i = from; i < to; i++) machine->fibers[i].state = State::Runs;
   return true;
 }
 

@@ -185,7 +185,7 @@ const MISTAKEN: &str = r#"
 __device__ void barrier() { __syncthreads(); }
 __device__ void another_barrier() { __syncthreads(); }
 __device__ int copy(void* to, const void* from) { copy16_async(to, from, true); return 0; }
-KERNEL(some_threads_wait, threadIdx.x % 2 ? barrier() : (void)0)
+KERNEL(some_threads_wait, threadIdx.x < 7 ? barrier() : (void)0)
 KERNEL(two_barriers, threadIdx.x < 32 ? barrier() : another_barrier())
 KERNEL(some_lanes_shuffle, x[0] = threadIdx.x == 5 ? 0 : warp_sum(1.f))
 KERNEL(nobody_waits, copy(shared, x))
