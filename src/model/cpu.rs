@@ -13,6 +13,7 @@ use super::ops::{
     AdafactorStep, AttentionGradients, AttentionSaved, Batch, Cache, Cached, Moments, Norm, Ops, Past, Turn,
 };
 use super::ranks::Ranks;
+use super::speed;
 use crate::diag::Result;
 
 /// Rows of activations that are worked on at a time.
@@ -145,6 +146,10 @@ impl Ops for Cpu {
 
     fn table(&self) -> &Table {
         &self.table
+    }
+
+    fn memory(&self) -> u64 {
+        speed::resident().unwrap_or(self.table.total_bytes())
     }
 
     fn write(&mut self, tensor: Tensor, values: &[f32]) {

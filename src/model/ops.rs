@@ -146,6 +146,11 @@ pub trait Ops: Sized {
 
     fn table(&self) -> &Table;
 
+    /// Bytes of memory that are taken where the backend computes.
+    fn memory(&self) -> u64 {
+        self.table().total_bytes()
+    }
+
     /// Copies numbers into a tensor.
     fn write(&mut self, tensor: Tensor, values: &[f32]);
 

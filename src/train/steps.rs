@@ -77,7 +77,7 @@ pub(super) fn steps<O: Ops + Send>(
                         tokens_per_second: step.tokens() as f64 / seconds,
                         mfu: flops / seconds / trainer.ceiling,
                         eta: mean * (settings.steps - state.step) as f64,
-                        memory: speed::resident().unwrap_or(ops.table().total_bytes()),
+                        memory: ops.memory(),
                     })?;
                 }
                 Outcome::Skipped(reason) => {

@@ -2,8 +2,7 @@
 //!
 //! Ceilings are measured, not looked up: bytes copied a second, and operations of a large product by cuBLASLt. A kernel's
 //! floor is the time that the ceiling needs for the bytes it has to move, each once, or for the operations it has to do.
-//! A model's operations are 6 for each weight of a linear layer and token (of the head, for each target), and those of
-//! attention over what is visible; MFU is their share of the product's ceiling.
+//! A model's operations are those of [`speed::training_flops`]; MFU is their share of the product's ceiling.
 //!
 //! Buffers are larger than any L2 cache, so that a kernel that runs again and again reads from memory.
 
@@ -17,6 +16,7 @@ use crate::model::arena::{Group, Kind, Table, Tensor};
 use crate::model::config::Config;
 use crate::model::decoder::{Decoder, Layout, Purpose};
 use crate::model::ops::{AdafactorStep, Batch, Ops};
+use crate::model::speed;
 use crate::seed::Seed;
 
 /// What a device can do.
@@ -290,16 +290,6 @@ pub fn flan_like(tokens: usize, vocabulary: usize) -> Batch {
     batch
 }
 
-/// Operations of a training step: forward, and twice that for both gradients.
-fn operations(config: &Config, batch: &Batch) -> f64 {
-    let c = config.hidden;
-    let layer = c * (2 * config.query_width() + 2 * config.kv_width()) + 3 * c * config.intermediate;
-    let linear = (config.layers * layer) as f64 * batch.tokens() as f64;
-    let head = (config.vocabulary * c) as f64 * batch.rows.len() as f64;
-    let attention = 2.0 * visible(batch) * (config.layers * config.query_width()) as f64;
-    6.0 * (linear + head + attention)
-}
-
 /// Trains a model of random weights for some steps.
 pub fn model<D: Device>(
     device: D,
@@ -346,7 +336,7 @@ pub fn model<D: Device>(
         segments: batch.segments.clone(),
         step_seconds,
         tokens_per_second: batch.tokens() as f64 / step_seconds,
-        mfu: operations(&decoder.config, &batch) / step_seconds / ceilings.product,
+        mfu: speed::training_flops(&decoder.config, &batch) / step_seconds / ceilings.product,
     };
     Ok((speed, cuda.device))
 }
