@@ -139,11 +139,6 @@ impl Table {
         Tensor(self.entries.len() as u32 - 1)
     }
 
-    /// All tensors, in the order in which they were added.
-    pub fn tensors(&self) -> impl Iterator<Item = (Tensor, &Entry)> {
-        self.entries.iter().enumerate().map(|(index, entry)| (Tensor(index as u32), entry))
-    }
-
     pub fn get(&self, tensor: Tensor) -> &Entry {
         &self.entries[tensor.index()]
     }

@@ -33,9 +33,9 @@ pub struct Scratch {
 pub fn plan(table: Table) -> (Table, Scratch) {
     let bounds = table.bounds();
     let trained = || table.entries().iter().filter(|e| e.kind == Kind::Weight);
-    let widest = trained().filter_map(|e| e.shape.last().copied()).max().unwrap_or(0);
-    let partial = [rmsnorm::partial, bias::partial, adafactor::partial].map(|numbers| numbers(widest));
-    let partial = if widest == 0 { 0 } else { partial.into_iter().max().unwrap_or(0) };
+    let widths = trained().filter_map(|e| e.shape.last().copied());
+    let partial =
+        widths.map(|w| rmsnorm::partial(w).max(bias::partial(w)).max(adafactor::partial(w))).max().unwrap_or(0);
     let squares = trained().map(|e| norm::pieces(e.len())).sum::<usize>();
     let mut table = table.kept_in(Precision::Bf16);
     let mut add = |name: &str, shape: &[usize]| table.add(Group::Workspace, Kind::Exact, name, shape);

@@ -89,11 +89,6 @@ impl<D: Device> Cuda<D> {
         Ok(Cuda { device, table, places, scratch, loaded, rotations, step: None })
     }
 
-    /// The device, to be waited for.
-    pub fn device(&self) -> &D {
-        &self.device
-    }
-
     /// What a tensor is computed with.
     fn at(&self, tensor: Tensor) -> Buffer {
         self.places[tensor.index()].compute
