@@ -355,7 +355,8 @@ fn a_comparison_is_one_command() {
     fs::write(&recipe, format!("{RECIPE}\n[tokenizer]\nseparator = '<eos>'\nfile = '{}'", tokenizer())).unwrap();
     let (untuned, tuned, out) = (scratch.join("untuned"), scratch.join("model"), scratch.join("out"));
     let compare = |more: &[&str]| {
-        let models = ["compare", "--untuned", text(&untuned), "--tuned", text(&tuned), "--out", text(&out)];
+        let models =
+            ["compare", "--device", "cpu", "--untuned", text(&untuned), "--tuned", text(&tuned), "--out", text(&out)];
         let few = ["--limit", "4", "--longest-answer", "3", "--shots", "2", "--data-dir", "data"];
         program(&[&models[..], &few, more].concat())
     };
