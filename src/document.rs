@@ -264,6 +264,13 @@ impl<'t> Table<'t> {
         texts
     }
 
+    /// Where the values of a table stand, by key.
+    pub fn places_in(&self, key: &'static str) -> Vec<(String, Span)> {
+        let table = self.get(key).and_then(|(value, _)| value.as_table());
+        let entries = table.into_iter().flat_map(|t| t.iter());
+        entries.map(|(name, value)| (name.get_ref().to_string(), self.place(value.span()))).collect()
+    }
+
     /// Every key of a table of non-negative integers, in the order of the file.
     pub fn integer_entries(&self, key: &'static str) -> Vec<(String, u64)> {
         let Some((value, range)) = self.get(key) else { return Vec::new() };

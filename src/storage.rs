@@ -82,6 +82,11 @@ pub fn stamp(path: &Path) -> Option<(u64, u64)> {
     Some((meta.len(), changed.as_nanos() as u64))
 }
 
+/// Where a path leads, all links followed; `None` if there is nothing.
+pub fn resolved(path: &Path) -> Option<PathBuf> {
+    fs::canonicalize(path).ok()
+}
+
 /// Entries of a directory by name, sorted; an absent directory is empty. The flag says whether it is a directory.
 pub fn list(path: &Path) -> Result<Vec<(String, bool)>> {
     let entries = match fs::read_dir(path) {

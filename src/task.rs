@@ -15,7 +15,7 @@ use crate::schema::{Dtype, Feature};
 use crate::storage;
 use crate::template::check;
 use crate::template::definition::{self, Body, Definition, Dialect, Draft, Kind, Part, TemplateDefinition};
-use crate::template::engine::{self, Program, Reads, TemplateReads, without_hyphens};
+use crate::template::engine::{self, Computed, Life, Program, Reads, TemplateReads, without_hyphens};
 use crate::template::python;
 use crate::template::snippet::Snippet;
 use crate::template::types::Type;
@@ -81,6 +81,7 @@ pub struct Task {
     /// The corpus in every version of which the features are known, the definition's own first.
     pub corpora: Vec<CorpusName>,
     pub program: Program,
+    life: Life,
     /// The task as FLAN v1 has it, where that differs.
     flan_v1: Option<Box<Task>>,
     /// The task with one template that tells the model nothing, or no more than a name; made when it is asked for.
@@ -239,12 +240,25 @@ impl Catalogue {
 impl Task {
     /// Checks and compiles a definition; the warnings come with it.
     pub fn new(definition: Definition, schemas: &Folder) -> Result<(Task, Vec<Diagnostic>), Vec<Diagnostic>> {
+        Task::compiled(definition, schemas, Life::Process)
+    }
+
+    /// The same for a definition that is being written: nothing of it stays when the task goes.
+    pub fn draft(definition: Definition, schemas: &Folder) -> Result<(Task, Vec<Diagnostic>), Vec<Diagnostic>> {
+        Task::compiled(definition, schemas, Life::Use)
+    }
+
+    fn compiled(
+        definition: Definition,
+        schemas: &Folder,
+        life: Life,
+    ) -> Result<(Task, Vec<Diagnostic>), Vec<Diagnostic>> {
         if definition.corpus.is_none() {
             let no_corpus = Diagnostic::warning("no-corpus", format!("task `{}` has no corpus", definition.task.text))
                 .at(definition.corpus_place.clone())
                 .label("it renders rows given as JSON, and cannot be compiled")
                 .help("name the corpus here once there is one");
-            return Task::for_any_rows(definition).map(|task| (task, vec![no_corpus]));
+            return Task::of_any_rows(definition, life).map(|task| (task, vec![no_corpus]));
         }
         let mut diagnostics = Vec::new();
         let (schema, corpora) = read_schema(&definition, schemas).map_err(|d| vec![*d])?;
@@ -253,7 +267,7 @@ impl Task {
         if diagnostics.iter().any(|d| d.severity == Severity::Error) {
             return Err(diagnostics);
         }
-        let program = Program::compile(&definition, &reads)?;
+        let program = Program::compile(&definition, &reads, Computed::Read, life)?;
         let flan_v1 = match definition.as_flan_v1() {
             None => None,
             Some(other) => {
@@ -261,16 +275,16 @@ impl Task {
                 if diagnostics.iter().any(|d| d.severity == Severity::Error) {
                     return Err(diagnostics);
                 }
-                let program = Program::compile(&other, &reads)?;
-                Some(Box::new(Task::of(other, schema.clone(), corpora.clone(), program)))
+                let program = Program::compile(&other, &reads, Computed::Read, life)?;
+                Some(Box::new(Task::of(other, schema.clone(), corpora.clone(), program, life)))
             }
         };
-        Ok((Task { flan_v1, ..Task::of(definition, schema, corpora, program) }, diagnostics))
+        Ok((Task { flan_v1, ..Task::of(definition, schema, corpora, program, life) }, diagnostics))
     }
 
-    fn of(definition: Definition, schema: Feature, corpora: Vec<CorpusName>, program: Program) -> Task {
+    fn of(definition: Definition, schema: Feature, corpora: Vec<CorpusName>, program: Program, life: Life) -> Task {
         let (plain, named) = (OnceLock::new(), OnceLock::new());
-        Task { definition, schema, corpora, program, flan_v1: None, plain, named }
+        Task { definition, schema, corpora, program, life, flan_v1: None, plain, named }
     }
 
     /// The task without instructions: the fields that its first original template reads, a line each, and that
@@ -333,21 +347,25 @@ impl Task {
         if diagnostics.iter().any(|d| d.severity == Severity::Error) {
             return Err(diagnostics);
         }
-        let program = Program::compile(&definition, &checked.reads)?;
-        let task = Task::of(definition, self.schema.clone(), self.corpora.clone(), program);
+        let program = Program::compile(&definition, &checked.reads, Computed::Read, self.life)?;
+        let task = Task::of(definition, self.schema.clone(), self.corpora.clone(), program, self.life);
         Ok(made.get_or_init(|| Box::new(task)))
     }
 
     /// A definition for rows that are given as JSON, with whatever features they have.
     pub fn for_any_rows(definition: Definition) -> Result<Task, Vec<Diagnostic>> {
+        Task::of_any_rows(definition, Life::Process)
+    }
+
+    fn of_any_rows(definition: Definition, life: Life) -> Result<Task, Vec<Diagnostic>> {
         let mut diagnostics = Vec::new();
         let schema = any_features(&definition);
         let checked = check_definition(&definition, &schema, &mut diagnostics);
         if diagnostics.iter().any(|d| d.severity == Severity::Error) {
             return Err(diagnostics);
         }
-        let program = Program::compile(&definition, &checked.reads)?;
-        Ok(Task::of(definition, schema, Vec::new(), program))
+        let program = Program::compile(&definition, &checked.reads, Computed::Read, life)?;
+        Ok(Task::of(definition, schema, Vec::new(), program, life))
     }
 
     /// The task as FLAN v1 has it.
@@ -361,7 +379,7 @@ impl Task {
 
     /// The program with every field, for those who want to look at them.
     pub fn program_of_all_fields(&self) -> Result<Program, Vec<Diagnostic>> {
-        Program::compile_all_fields(&self.definition, &self.reads())
+        Program::compile(&self.definition, &self.reads(), Computed::All, self.life)
     }
 
     /// What the parts of the definition read.

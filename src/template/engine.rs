@@ -9,7 +9,8 @@
 //! what [`python`] adds; expressions are ours in both dialects.
 //!
 //! What is compiled lives as long as the process: templates borrow their source and their environment, and both are
-//! static. Sources are interned, so loading a definition twice costs nothing.
+//! static. Sources are interned, so loading a definition twice costs nothing. Drafts, of which an editor makes one with
+//! every key, are an exception ([`Life`]): nothing of them stays.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -19,7 +20,7 @@ use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Enumerator, Object, ObjectRepr, ValueKind};
 use minijinja::{
-    AutoEscape, Environment, Error, ErrorKind, Expression, OutputSpanKind, Template, UndefinedBehavior, Value,
+    AutoEscape, Environment, Error, ErrorKind, Expression, OutputSpanKind, State, Template, UndefinedBehavior, Value,
 };
 
 use crate::diag::{Diagnostic, Span};
@@ -111,6 +112,23 @@ fn intern(text: &str) -> &'static str {
     }
 }
 
+/// How long what is compiled of a definition lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// As long as the process; it is compiled once and rendered for every row.
+    Process,
+    /// Until it has been used: it is compiled anew each time, and goes with its program.
+    Use,
+}
+
+/// The fields that a program computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Computed {
+    /// Those that something reads.
+    Read,
+    All,
+}
+
 /// A definition, compiled: what turns decoded rows into prompts.
 pub struct Program {
     /// Top-level features that have to be decoded.
@@ -136,12 +154,18 @@ pub struct Program {
     input_fields: Vec<Vec<usize>>,
 }
 
-/// One source for all size classes, compiled for a class when a row of that size comes.
+/// One source for all size classes.
 struct Compiled<T> {
-    source: &'static str,
+    source: Text<T>,
     place: Span,
     dialect: Dialect,
-    by_class: [OnceLock<T>; SIZE_CLASSES.len()],
+}
+
+enum Text<T> {
+    /// Compiled for a class when the first row of that size comes.
+    Kept { source: &'static str, by_class: [OnceLock<T>; SIZE_CLASSES.len()] },
+    /// Compiled for each use.
+    Draft(String),
 }
 
 enum TemplateProgram {
@@ -389,16 +413,16 @@ impl Program {
     ///
     /// # Errors
     /// What the checker lets pass and the engine does not.
-    pub fn compile(definition: &Definition, reads: &Reads) -> Result<Program, Vec<Diagnostic>> {
-        Self::compile_for(definition, reads, reads.needed(definition))
-    }
-
-    /// The same, with every field computed, whether a template reads it or not.
-    pub fn compile_all_fields(definition: &Definition, reads: &Reads) -> Result<Program, Vec<Diagnostic>> {
-        Self::compile_for(definition, reads, reads.all(definition))
-    }
-
-    fn compile_for(definition: &Definition, reads: &Reads, needed: Needed) -> Result<Program, Vec<Diagnostic>> {
+    pub fn compile(
+        definition: &Definition,
+        reads: &Reads,
+        computed: Computed,
+        life: Life,
+    ) -> Result<Program, Vec<Diagnostic>> {
+        let needed = match computed {
+            Computed::Read => reads.needed(definition),
+            Computed::All => reads.all(definition),
+        };
         let field_names: Vec<String> = definition.fields.iter().map(|f| f.name.clone()).collect();
         let expression_names: Arc<[String]> = field_names.iter().chain(&needed.features).cloned().collect();
         let own_names = match definition.dialect {
@@ -416,8 +440,8 @@ impl Program {
                 fields.push(FieldProgram::Unused);
                 continue;
             }
-            let compiled = Compiled::<Expression>::new(&field.expression);
-            let constant = reads.fields[i].is_empty().then(|| compiled.get(0).and_then(|e| e.eval(()))).transpose();
+            let compiled = Compiled::<Expression>::new(&field.expression, life);
+            let constant = reads.fields[i].is_empty().then(|| compiled.eval(0, Value::from(()))).transpose();
             fields.push(match constant {
                 Ok(Some(value)) => FieldProgram::Constant(value),
                 Ok(None) => FieldProgram::Computed(Box::new(compiled)),
@@ -427,36 +451,37 @@ impl Program {
                 }
             });
         }
-        let filter = definition.filter.as_ref().map(Compiled::<Expression>::new);
+        let filter = definition.filter.as_ref().map(|filter| Compiled::<Expression>::new(filter, life));
         let (syntax, mut shared) = (syntax(), Shared::default());
         let templates: Vec<_> = definition
             .templates
             .iter()
             .map(|t| match &t.body {
                 Body::Sides { inputs, targets } => {
-                    let (inputs, targets) = (Compiled::new(inputs), Compiled::new(targets));
-                    let mut split = |side: &Compiled<_>| {
+                    let (inputs, targets) = (Compiled::new(inputs, life), Compiled::new(targets, life));
+                    let mut split = |side: &Compiled<_>| match side.source {
                         // A longer source is refused below.
-                        (side.source.len() <= check::LARGEST_SOURCE)
-                            .then(|| pieces(side.source, &syntax, &template_names, &mut shared))?
+                        Text::Kept { source, .. } if source.len() <= check::LARGEST_SOURCE => {
+                            pieces(source, &syntax, &template_names, &mut shared)
+                        }
+                        _ => None,
                     };
                     let pieces = split(&inputs).zip(split(&targets)).map(|(inputs, targets)| [inputs, targets]);
                     TemplateProgram::Sides { inputs, targets, pieces }
                 }
                 Body::Prompt { prompt, answer_choices, .. } => TemplateProgram::Prompt {
                     name: t.name.text.clone(),
-                    prompt: Compiled::promptsource(prompt),
-                    answer_choices: answer_choices.as_ref().map(Compiled::promptsource),
+                    prompt: Compiled::promptsource(prompt, life),
+                    answer_choices: answer_choices.as_ref().map(|choices| Compiled::promptsource(choices, life)),
                 },
             })
             .collect();
         errors.extend(fields.iter().filter_map(|f| match f {
-            FieldProgram::Computed(compiled) => compiled.get(0).err().map(|e| engine_error(&e, compiled.place.clone())),
+            FieldProgram::Computed(compiled) => compiled.error(),
             _ => None,
         }));
-        errors.extend(filter.iter().filter_map(|c| c.get(0).err().map(|e| engine_error(&e, c.place.clone()))));
-        let sources = templates.iter().flat_map(TemplateProgram::sources);
-        errors.extend(sources.filter_map(|c| c.get(0).err().map(|e| engine_error(&e, c.place.clone()))));
+        errors.extend(filter.iter().filter_map(Compiled::<Expression>::error));
+        errors.extend(templates.iter().flat_map(TemplateProgram::sources).filter_map(Compiled::<Template>::error));
         if !errors.is_empty() {
             return Err(errors);
         }
@@ -489,6 +514,7 @@ impl Program {
                         source,
                         &Snippet::whole("slot", source),
                         Dialect::Flanc,
+                        life,
                     ))),
                 })
                 .collect(),
@@ -530,7 +556,7 @@ impl Program {
         });
         let context = Value::from_dyn_object(scope.clone());
         if let Some(filter) = &self.filter {
-            let kept = filter.get(class).and_then(|f| f.eval(context.clone()));
+            let kept = filter.eval(class, context.clone());
             if !kept.map_err(|e| field_failure(explain(&e), Some(filter.place.clone())))?.is_true() {
                 return Ok(None);
             }
@@ -541,7 +567,7 @@ impl Program {
                 FieldProgram::Unused => continue,
                 FieldProgram::Constant(value) => (value.clone(), None),
                 FieldProgram::Computed(compiled) => {
-                    let value = compiled.get(class).and_then(|e| e.eval(context.clone()));
+                    let value = compiled.eval(class, context.clone());
                     (
                         value.map_err(|e| field_failure(explain(&e), Some(compiled.place.clone())))?,
                         Some(compiled.place.clone()),
@@ -791,64 +817,89 @@ fn option_list(value: Value) -> Result<Vec<String>, Failure> {
 }
 
 impl<T> Compiled<T> {
-    fn new(snippet: &Snippet) -> Self {
-        Self::of(&snippet.text, snippet, Dialect::Flanc)
+    fn new(snippet: &Snippet, life: Life) -> Self {
+        Self::of(&snippet.text, snippet, Dialect::Flanc, life)
     }
 
-    fn of(source: &str, snippet: &Snippet, dialect: Dialect) -> Self {
-        Compiled { source: intern(source), place: snippet.whole_span(), dialect, by_class: Default::default() }
-    }
-
-    fn get_with(
-        &self,
-        class: usize,
-        compile: impl FnOnce(&'static Environment<'static>) -> Result<T, Error>,
-    ) -> Result<&T, Error> {
-        if let Some(compiled) = self.by_class[class].get() {
-            return Ok(compiled);
-        }
-        let largest = match self.dialect {
-            Dialect::Flanc => check::LARGEST_SOURCE,
-            Dialect::Promptsource => check::LARGEST_SOURCE + python::LONGER,
+    fn of(source: &str, snippet: &Snippet, dialect: Dialect, life: Life) -> Self {
+        let source = match life {
+            Life::Process => Text::Kept { source: intern(source), by_class: Default::default() },
+            Life::Use => Text::Draft(source.to_owned()),
         };
-        if self.source.len() > largest {
+        Compiled { source, place: snippet.whole_span(), dialect }
+    }
+
+    fn environment(&self, class: usize) -> Result<&'static Environment<'static>, Error> {
+        let length = match &self.source {
+            Text::Kept { source, .. } => source.len(),
+            Text::Draft(source) => source.len(),
+        };
+        let (largest, environments) = match self.dialect {
+            Dialect::Flanc => (check::LARGEST_SOURCE, &ENVIRONMENTS),
+            Dialect::Promptsource => (check::LARGEST_SOURCE + python::LONGER, &PROMPTSOURCE_ENVIRONMENTS),
+        };
+        if length > largest {
             return Err(Error::new(ErrorKind::SyntaxError, "the source is too large"));
         }
-        let environments = match self.dialect {
-            Dialect::Flanc => &ENVIRONMENTS,
-            Dialect::Promptsource => &PROMPTSOURCE_ENVIRONMENTS,
-        };
-        let compiled = compile(&environments[class])?;
-        Ok(self.by_class[class].get_or_init(|| compiled))
+        Ok(&environments[class])
+    }
+}
+
+/// What is kept for a class, made if it is not there yet.
+fn kept<T>(place: &OnceLock<T>, make: impl FnOnce() -> Result<T, Error>) -> Result<&T, Error> {
+    match place.get() {
+        Some(made) => Ok(made),
+        None => {
+            let made = make()?;
+            Ok(place.get_or_init(|| made))
+        }
     }
 }
 
 impl Compiled<Expression<'static, 'static>> {
-    fn get(&self, class: usize) -> Result<&Expression<'static, 'static>, Error> {
-        self.get_with(class, |env| env.compile_expression(self.source))
+    fn with<R>(&self, class: usize, call: impl FnOnce(&Expression<'_, '_>) -> Result<R, Error>) -> Result<R, Error> {
+        match &self.source {
+            Text::Kept { source, by_class } => {
+                call(kept(&by_class[class], || self.environment(class)?.compile_expression(source))?)
+            }
+            Text::Draft(source) => call(&self.environment(class)?.compile_expression(source)?),
+        }
+    }
+
+    fn eval(&self, class: usize, context: Value) -> Result<Value, Error> {
+        self.with(class, |expression| expression.eval(context))
+    }
+
+    fn error(&self) -> Option<Diagnostic> {
+        self.with(0, |_| Ok(())).err().map(|error| engine_error(&error, self.place.clone()))
     }
 }
 
 impl Compiled<Template<'static, 'static>> {
-    fn promptsource(snippet: &Snippet) -> Self {
-        Self::of(&python::source(&snippet.text), snippet, Dialect::Promptsource)
+    fn promptsource(snippet: &Snippet, life: Life) -> Self {
+        Self::of(&python::source(&snippet.text), snippet, Dialect::Promptsource, life)
+    }
+
+    fn with<R>(&self, class: usize, call: impl FnOnce(&Template<'_, '_>) -> Result<R, Error>) -> Result<R, Error> {
+        match &self.source {
+            Text::Kept { source, by_class } => {
+                call(kept(&by_class[class], || self.environment(class)?.template_from_str(source))?)
+            }
+            Text::Draft(source) => call(&self.environment(class)?.template_from_str(source)?),
+        }
+    }
+
+    fn error(&self) -> Option<Diagnostic> {
+        self.with(0, |_| Ok(())).err().map(|error| engine_error(&error, self.place.clone()))
     }
 
     fn render(&self, class: usize, context: Value) -> Result<String, Failure> {
-        self.get(class).and_then(|template| template.render(context)).map_err(|error| Failure {
-            reason: Reason::Template,
-            detail: explain(&error),
-            place: Some(self.place.clone()),
-        })
+        self.with(class, |template| template.render(context)).map_err(|error| self.failure(&error))
     }
 
     fn trace(&self, class: usize, context: Value) -> Result<Traced, Failure> {
-        let traced = self.get(class).and_then(|template| template.render_with_spans(context));
-        let (text, spans) = traced.map_err(|error| Failure {
-            reason: Reason::Template,
-            detail: explain(&error),
-            place: Some(self.place.clone()),
-        })?;
+        let traced = self.with(class, |template| template.render_with_spans(context));
+        let (text, spans) = traced.map_err(|error| self.failure(&error))?;
         let piece = |span: &minijinja::OutputSpan| Stretch {
             output: span.output_range(),
             source: span.source_range(),
@@ -857,8 +908,8 @@ impl Compiled<Template<'static, 'static>> {
         Ok(Traced { text, pieces: spans.iter().map(piece).collect() })
     }
 
-    fn get(&self, class: usize) -> Result<&Template<'static, 'static>, Error> {
-        self.get_with(class, |env| env.template_from_str(self.source))
+    fn failure(&self, error: &Error) -> Failure {
+        Failure { reason: Reason::Template, detail: explain(error), place: Some(self.place.clone()) }
     }
 }
 
@@ -1058,8 +1109,15 @@ fn numbered(items: &Value) -> Result<String, Error> {
 
 /// `regex_replace(pattern, with)`: replaces every match, as RE2 in TensorFlow does: `\w`, `\d`, `\s` and `\b` are
 /// ASCII, `.` is any character but a newline, and `\1` in `with` is the first group.
-fn regex_replace(text: &str, pattern: &str, with: &str) -> Result<String, Error> {
+///
+/// Fuel is taken for each call and for the text, the same whether a pattern has been compiled before or not.
+fn regex_replace(state: &State, text: &str, pattern: &str, with: &str) -> Result<String, Error> {
+    /// Patterns may come from rows: more than a catalogue has are not kept.
+    const MOST_KEPT: usize = 256;
+    /// A pattern at the limit of size takes some milliseconds to compile.
+    const FUEL_OF_A_CALL: u64 = 50;
     static COMPILED: Mutex<Option<HashMap<String, regex::Regex>>> = Mutex::new(None);
+    state.consume_fuel(FUEL_OF_A_CALL + (text.len() as u64).div_ceil(64))?;
     let regex = {
         let mut compiled = COMPILED.lock().unwrap_or_else(|e| e.into_inner());
         let compiled = compiled.get_or_insert_default();
@@ -1070,6 +1128,9 @@ fn regex_replace(text: &str, pattern: &str, with: &str) -> Result<String, Error>
                     .size_limit(1 << 20)
                     .build()
                     .map_err(|e| Error::new(ErrorKind::InvalidOperation, format!("pattern {pattern:?}: {e}")))?;
+                if compiled.len() >= MOST_KEPT {
+                    compiled.clear();
+                }
                 compiled.insert(pattern.to_owned(), regex.clone());
                 regex
             }

@@ -59,6 +59,17 @@ impl Snippet {
         Span { source: self.source.clone(), range: start..end }
     }
 
+    /// The part of the text that a place in its source is about; `None` if it is a place elsewhere.
+    pub fn part_at(&self, span: &Span) -> Option<Range<usize>> {
+        let (first, last) = (self.origin.first()?, self.origin.last()?);
+        let within = *first as usize <= span.range.start && span.range.end <= *last as usize;
+        let at = |offset: usize| {
+            let at = self.origin.partition_point(|&o| (o as usize) < offset);
+            (at..=self.text.len()).find(|&at| self.text.is_char_boundary(at)).unwrap_or(self.text.len())
+        };
+        (within && Arc::ptr_eq(&self.source, &span.source)).then(|| at(span.range.start)..at(span.range.end))
+    }
+
     /// Where the whole text stands in its source.
     pub fn whole_span(&self) -> Span {
         self.span(0..self.text.len())
@@ -105,7 +116,9 @@ mod tests {
             let source = Source::new("f.toml", file.clone());
             let snippet = Snippet::from_toml(&source, 6..6 + literal.len(), "a {{ x }} b");
             let span = snippet.span(2..9);
-            assert_eq!(&file[span.range], "{{ x }}", "{literal}");
+            assert_eq!(&file[span.range.clone()], "{{ x }}", "{literal}");
+            assert_eq!(snippet.part_at(&span), Some(2..9), "{literal}");
+            assert_eq!(snippet.part_at(&Span { range: 0..3, ..span }), None);
         }
     }
 }

@@ -7,15 +7,22 @@ use flanc::example::Datum;
 use flanc::task::Task;
 use flanc::template::check;
 use flanc::template::definition;
-use flanc::template::engine::{Program, Reads, Row, RowName, STACK_BYTES, TemplateReads};
+use flanc::template::engine::{Computed, Life, Program, Reads, Row, RowName, STACK_BYTES, TemplateReads};
 use flanc::template::snippet::Snippet;
 use flanc::template::types::Type;
 
 /// Far more than any takes on an idle machine, far less than a template without a budget would.
 const SOON: Duration = Duration::from_secs(10);
 
-/// Compiles and renders a template over `text = "word"` on a thread such as compiles run on; what came of it.
+/// Compiles and renders a template over `text = "word"` on a thread such as compiles run on; what came of it, which is
+/// the same for a draft.
 fn check(template: &str) -> String {
+    let outcome = check_for(template, Life::Process);
+    assert_eq!(check_for(template, Life::Use), outcome, "{template}");
+    outcome
+}
+
+fn check_for(template: &str, life: Life) -> String {
     let source = template.to_owned();
     let template = source.clone();
     let render = move || {
@@ -36,7 +43,7 @@ fn check(template: &str) -> String {
             templates: vec![TemplateReads { inputs, targets: Default::default() }],
             features: Default::default(),
         };
-        let program = match Program::compile(&definition, &reads) {
+        let program = match Program::compile(&definition, &reads, Computed::Read, life) {
             Ok(program) => program,
             Err(errors) => return format!("refused: {}", errors[0].message),
         };
