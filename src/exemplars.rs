@@ -20,23 +20,30 @@ use crate::tokenize::Encoder;
 /// Rows of a pool: as many as FLAN v1 shuffles among (`flan/few_shot.py`), and few enough to be kept in memory.
 const POOL: u64 = 1000;
 
-/// The pools of all tasks, each read when its first prompt asks for it.
+/// The pools of tasks, each read when its first prompt asks for it.
 pub struct Pools<'p> {
     plan: &'p Plan<'p>,
-    by_task: Vec<OnceLock<Result<Exemplars<'p>>>>,
+    by_task: Vec<(&'p PlannedTask<'p>, OnceLock<Result<Exemplars<'p>>>)>,
 }
 
 impl<'p> Pools<'p> {
+    /// Those of the plan's tasks.
     pub fn new(plan: &'p Plan<'p>) -> Pools<'p> {
-        Pools { plan, by_task: plan.tasks.iter().map(|_| OnceLock::new()).collect() }
+        Pools::of(plan, &plan.tasks)
+    }
+
+    /// Those of other tasks, which may be drafts of the plan's.
+    pub fn of(plan: &'p Plan<'p>, tasks: impl IntoIterator<Item = &'p PlannedTask<'p>>) -> Pools<'p> {
+        Pools { plan, by_task: tasks.into_iter().map(|task| (task, OnceLock::new())).collect() }
     }
 
     /// The exemplars of a task, if the recipe wants any.
-    pub fn of(&self, task: usize) -> Result<Option<&Exemplars<'p>>> {
-        if self.plan.tasks[task].exemplars.is_none() {
+    pub fn exemplars(&self, task: usize) -> Result<Option<&Exemplars<'p>>> {
+        let (task, pool) = &self.by_task[task];
+        if task.exemplars.is_none() {
             return Ok(None);
         }
-        let pool = self.by_task[task].get_or_init(|| Exemplars::read(self.plan, task));
+        let pool = pool.get_or_init(|| Exemplars::read(self.plan, task));
         pool.as_ref().map(Some).map_err(Box::clone)
     }
 }
@@ -62,8 +69,7 @@ pub struct Shot {
 }
 
 impl<'p> Exemplars<'p> {
-    fn read(plan: &'p Plan<'p>, index: usize) -> Result<Exemplars<'p>> {
-        let task = &plan.tasks[index];
+    fn read(plan: &'p Plan<'p>, task: &'p PlannedTask<'p>) -> Result<Exemplars<'p>> {
         let recipe = &plan.recipe;
         let corpus = &plan.corpora[task.corpus].info.name.to_string();
         let mut pool = Vec::new();

@@ -181,7 +181,7 @@ pub fn run<'p>(
 ) -> Result<Object> {
     let task = &plan.tasks[unit.task];
     let split = &task.splits[unit.split];
-    let mut worker = Worker::new(plan, task, split, unit, pools.of(unit.task)?, out, keep)?;
+    let mut worker = Worker::new(plan, task, split, unit, pools.exemplars(unit.task)?, out, keep)?;
     let mut seen = 0;
     rows(plan, task, split, selection, (unit.from, unit.to), |event| {
         seen += if let Event::Bad { records, .. } = event { records } else { 1 };

@@ -38,7 +38,7 @@ pub use crate::contamination::Overlap;
 use crate::diag::{Result, Severity};
 use crate::exemplars::Pools;
 use crate::mixture::Instructions;
-use crate::plan::{Plan, Role, Sources};
+use crate::plan::{Plan, PlannedTask, Role, Sources};
 use crate::select::{Selection, first_keys, select};
 use crate::template::definition::Allowance;
 
@@ -75,63 +75,93 @@ pub enum Sample {
     All,
 }
 
+/// Is told of the units of work that are done and of how many there are; an error ends the audit.
+pub type Progress<'p> = dyn Fn(u64, u64) -> Result<()> + Sync + 'p;
+
 /// Rows that a thread looks at at a time.
 const CHUNK: u64 = 50;
 
-/// Audits the tasks of a recipe; `plan` adds what needs a tokenizer, `progress` is told of the units of work that are
-/// done and of how many there are.
-pub fn audit(
-    sources: &Sources<'_>,
-    plan: Option<&Plan<'_>>,
-    sample: Sample,
-    progress: &(dyn Fn(u64, u64) + Sync),
-) -> Result<Audit> {
+/// Audits the tasks of a recipe; `plan` adds what needs a tokenizer.
+pub fn audit(sources: &Sources<'_>, plan: Option<&Plan<'_>>, sample: Sample, progress: &Progress<'_>) -> Result<Audit> {
     let facts: Vec<Facts<'_>> = sources.tasks.iter().map(|task| Facts::new(sources, task)).collect();
     let mut seen = look(sources, plan, &facts, sample, progress)?;
     let overlaps = contamination::overlaps(sources)?;
     let (mut findings, mut tasks) = (contamination::findings(sources, &overlaps), Vec::new());
     for (facts, seen) in facts.iter().zip(&mut seen) {
-        let mut found = Vec::new();
-        leakage::check(sources, facts, &mut found);
-        // What stands in the place of templates is no set of them.
-        let instructions = match facts.planned.role {
-            Role::Trained => sources.recipe.instructions,
-            Role::HeldOut => sources.recipe.eval_instructions,
-        };
-        let diversity = match instructions {
-            Instructions::Templates => templates::check(facts, &mut found),
-            Instructions::None | Instructions::DatasetName => Diversity::default(),
-        };
-        answers::finish(plan, facts, seen, &mut found)?;
-        text::finish(facts, seen, &mut found);
-        templates::finish(facts, seen, &mut found);
-        rows::finish(facts, seen, &mut found);
-        found.extend(counted(facts, seen));
+        let (mut found, task) = conclude(sources, plan, facts, seen)?;
         findings.append(&mut found);
-        let options = match &seen.options {
-            observe::Options::Fixed(options) => options.as_slice(),
-            observe::Options::None | observe::Options::Various => &[],
-        };
-        tasks.push(TaskAudit {
-            task: facts.planned.task.name().to_owned(),
-            rows: seen.read,
-            filtered: seen.filtered,
-            prompts: seen.templates.iter().map(|t| t.prompts).sum(),
-            labels: options.iter().map(|o| (o.clone(), seen.labels.get(o).copied().unwrap_or(0))).collect(),
-            positions: std::mem::take(&mut seen.positions),
-            diversity,
-            lengths: std::mem::take(&mut seen.lengths),
-        });
+        tasks.push(task);
     }
     for facts in &facts {
         let unused = allow(facts, &mut findings);
         findings.extend(unused);
     }
+    sort(&mut findings);
+    Ok(Audit { findings, tasks, overlaps })
+}
+
+/// Audits one task, which may be a draft of one of the recipe's, but for its overlaps with others.
+pub fn audit_task(
+    sources: &Sources<'_>,
+    plan: Option<&Plan<'_>>,
+    task: &PlannedTask<'_>,
+    sample: Sample,
+    progress: &Progress<'_>,
+) -> Result<(Vec<Finding>, TaskAudit)> {
+    let facts = [Facts::new(sources, task)];
+    let mut seen = look(sources, plan, &facts, sample, progress)?;
+    let (mut findings, figures) = conclude(sources, plan, &facts[0], &mut seen[0])?;
+    let unused = allow(&facts[0], &mut findings);
+    findings.extend(unused);
+    sort(&mut findings);
+    Ok((findings, figures))
+}
+
+/// What all rows of a task together show.
+fn conclude(
+    sources: &Sources<'_>,
+    plan: Option<&Plan<'_>>,
+    facts: &Facts<'_>,
+    seen: &mut Seen,
+) -> Result<(Vec<Finding>, TaskAudit)> {
+    let mut found = Vec::new();
+    leakage::check(sources, facts, &mut found);
+    // What stands in the place of templates is no set of them.
+    let instructions = match facts.planned.role {
+        Role::Trained => sources.recipe.instructions,
+        Role::HeldOut => sources.recipe.eval_instructions,
+    };
+    let diversity = match instructions {
+        Instructions::Templates => templates::check(facts, &mut found),
+        Instructions::None | Instructions::DatasetName => Diversity::default(),
+    };
+    answers::finish(plan, facts, seen, &mut found)?;
+    text::finish(facts, seen, &mut found);
+    templates::finish(facts, seen, &mut found);
+    rows::finish(facts, seen, &mut found);
+    found.extend(counted(facts, seen));
+    let options = match &seen.options {
+        observe::Options::Fixed(options) => options.as_slice(),
+        observe::Options::None | observe::Options::Various => &[],
+    };
+    let figures = TaskAudit {
+        task: facts.planned.task.name().to_owned(),
+        rows: seen.read,
+        filtered: seen.filtered,
+        prompts: seen.templates.iter().map(|t| t.prompts).sum(),
+        labels: options.iter().map(|o| (o.clone(), seen.labels.get(o).copied().unwrap_or(0))).collect(),
+        positions: std::mem::take(&mut seen.positions),
+        diversity,
+        lengths: std::mem::take(&mut seen.lengths),
+    };
+    Ok((found, figures))
+}
+
+fn sort(findings: &mut [Finding]) {
     findings.sort_by(|a, b| {
         let key = |f: &Finding| (f.task.clone(), std::cmp::Reverse(f.code.severity), f.place.range.start, f.code.name);
         key(a).cmp(&key(b)).then_with(|| a.message.cmp(&b.message))
     });
-    Ok(Audit { findings, tasks, overlaps })
 }
 
 impl Audit {
@@ -148,7 +178,7 @@ fn look(
     plan: Option<&Plan<'_>>,
     facts: &[Facts<'_>],
     sample: Sample,
-    progress: &(dyn Fn(u64, u64) + Sync),
+    progress: &Progress<'_>,
 ) -> Result<Vec<Seen>> {
     struct Unit<'u> {
         task: usize,
@@ -183,15 +213,15 @@ fn look(
             })
         })
         .collect();
-    let pools = plan.map(Pools::new);
+    let pools = plan.map(|plan| Pools::of(plan, facts.iter().map(|facts| facts.planned)));
     let done = std::sync::atomic::AtomicU64::new(0);
     let observed: Result<Vec<Seen>> = units
         .par_iter()
         .map(|unit| {
-            let exemplars = pools.as_ref().map(|pools| pools.of(unit.task)).transpose()?.flatten();
+            let exemplars = pools.as_ref().map(|pools| pools.exemplars(unit.task)).transpose()?.flatten();
             let measure = plan.map(|plan| Measure::new(plan, exemplars));
             let seen = observe::observe(sources, &facts[unit.task], unit.split, unit.selection, unit.range, measure);
-            progress(done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1, units.len() as u64);
+            progress(done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1, units.len() as u64)?;
             seen
         })
         .collect();

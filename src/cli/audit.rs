@@ -165,7 +165,7 @@ impl AuditCommand {
 
     fn look(&self, sources: &Sources<'_>, plan: Option<&Plan<'_>>) -> crate::diag::Result<Audit> {
         if !std::io::stderr().is_terminal() {
-            return audit(sources, plan, self.rows, &|_, _| {});
+            return audit(sources, plan, self.rows, &|_, _| Ok(()));
         }
         let bar = ProgressBar::new(0);
         let style = ProgressStyle::with_template("{msg:<20} [{bar:30}] {pos}/{len} ETA {eta}");
@@ -174,6 +174,7 @@ impl AuditCommand {
         let found = audit(sources, plan, self.rows, &|done, of| {
             bar.set_length(of);
             bar.set_position(done);
+            Ok(())
         });
         bar.finish_and_clear();
         found

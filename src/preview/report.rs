@@ -45,7 +45,7 @@ pub fn report(
         .map(|index| {
             let task = &sources.tasks[index];
             let findings = audit.findings.iter().enumerate().filter(|(_, f)| f.task == task.task.name());
-            let exemplars = pools.as_ref().map(|pools| pools.of(index)).transpose()?.flatten();
+            let exemplars = pools.as_ref().map(|pools| pools.exemplars(index)).transpose()?.flatten();
             shown(sources, (plan, exemplars), task, rows, &findings.collect::<Vec<_>>())
         })
         .collect();

@@ -215,7 +215,7 @@ fn check_with(name: &str, keys: &str, threads: usize) -> Audit {
         sources_of_all_splits(recipe, catalogue, Data::OnDisk(&data)).unwrap_or_else(|e| panic!("{}", text(&e)));
     let plan = with_tokenizer(sources, &data).unwrap_or_else(|e| panic!("{}", text(&e)));
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK_BYTES).build().unwrap();
-    pool.install(|| audit(&plan, Some(&plan), Sample::All, &|_, _| {})).unwrap_or_else(|e| panic!("{e}"))
+    pool.install(|| audit(&plan, Some(&plan), Sample::All, &|_, _| Ok(()))).unwrap_or_else(|e| panic!("{e}"))
 }
 
 pub fn flanc(arguments: &[&str]) -> Output {
