@@ -61,6 +61,8 @@ pub mod audit;
 
 pub mod preview;
 
+pub mod serve;
+
 pub mod expand;
 pub mod link;
 

@@ -38,7 +38,7 @@ pub enum Folder {
 
 impl Folder {
     /// The files below it, as paths with `/`, sorted.
-    fn files(&self) -> Result<Vec<String>> {
+    pub fn files(&self) -> Result<Vec<String>> {
         let mut files: Vec<String> = match self {
             Folder::BundledDefinitions => BundledDefinitions::iter().map(String::from).collect(),
             Folder::BundledSchemas => BundledSchemas::iter().map(String::from).collect(),
@@ -51,7 +51,7 @@ impl Folder {
     }
 
     /// A file's text, or `None` if it is not there.
-    fn read(&self, file: &str) -> Result<Option<String>> {
+    pub fn read(&self, file: &str) -> Result<Option<String>> {
         let embedded = match self {
             Folder::Directory(root) => {
                 let path = root.join(file);
@@ -64,7 +64,7 @@ impl Folder {
     }
 
     /// How a file of it is called in messages.
-    fn name(&self, file: &str) -> String {
+    pub fn name(&self, file: &str) -> String {
         match self {
             Folder::BundledDefinitions => format!("template-defs/{file}"),
             Folder::BundledSchemas => format!("schemas/{file}"),

@@ -37,6 +37,8 @@ mod suite {
     mod recipe;
     /// The plans of the bundled recipes.
     mod recipes;
+    /// The page from a server: who is answered, what is saved, and what hostile templates can do.
+    mod serve;
     /// The simulator that runs CUDA kernels.
     mod simulator;
     /// Training: what it learns, how it goes on, what it refuses.

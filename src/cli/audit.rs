@@ -8,7 +8,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::{DataDirs, Definitions, Failure, Outcome, grouped, print, report};
+use super::{DataDirs, Definitions, Failure, Outcome, grouped, print, report, threads};
 use crate::audit::code::{Basis, CODES, Code};
 use crate::audit::{Audit, Sample, Side, TaskAudit, audit};
 use crate::diag::{Diagnostic, Severity, Source, listing};
@@ -20,7 +20,6 @@ use crate::preview::report::Compiled;
 use crate::shard::manifest;
 use crate::storage;
 use crate::task::Catalogue;
-use crate::template::engine::STACK_BYTES;
 use crate::template::snippet::Snippet;
 
 /// Look for slips in templates, over definitions and real rows
@@ -91,25 +90,11 @@ impl AuditCommand {
         }
         let (catalogue, warnings) = self.definitions.load()?;
         report(&warnings);
-        let recipe = self.recipe(&catalogue)?;
-        let threads = self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).stack_size(STACK_BYTES).build();
-        let pool =
-            pool.map_err(|e| Box::new(Diagnostic::error("threads", format!("cannot start {threads} threads: {e}"))))?;
+        let recipe = recipe_of(self.recipe.as_deref(), &self.tasks, &catalogue)?;
+        let pool = threads(self.threads)?;
         let sources = sources_of_all_splits(recipe, &catalogue, Data::OnDisk(&self.data.data_dirs))?;
-        let recipe = &sources.recipe;
-        let found = if recipe.tokenizer.file.is_none()
-            && storage::stamp(&tokenizer_file(recipe, &self.data.data_dirs)).is_none()
-        {
-            report(&sources.warnings);
-            let missing = Diagnostic::warning("no-tokenizer", "there is no tokenizer, so no lengths are measured");
-            report(&[missing.help("name one in a recipe, or make one with `flanc tokenizer train`")]);
-            pool.install(|| self.audit(&sources, None))?
-        } else {
-            let plan = with_tokenizer(sources, &self.data.data_dirs)?;
-            report(&plan.warnings);
-            pool.install(|| self.audit(&plan, Some(&plan)))?
-        };
+        let found =
+            tokenized(sources, &self.data.data_dirs, |sources, plan| Ok(pool.install(|| self.audit(sources, plan))?))?;
         print(&if self.json { json_lines(&found) } else { self.text(&found) })?;
         let failing: Vec<String> = Severity::ALL
             .into_iter()
@@ -129,55 +114,16 @@ impl AuditCommand {
         Severity::ALL.into_iter().find(|s| s.name() == self.fail_on).unwrap_or(Severity::Error)
     }
 
-    /// The recipe, with no more tasks than were named.
-    fn recipe(&self, catalogue: &Catalogue) -> Result<Recipe, Failure> {
-        const SAMPLE: &str = "sample";
-        let (mut recipe, warnings) = match (&self.recipe, catalogue.recipe(SAMPLE)) {
-            // Definitions of one's own may have no recipe beside them.
-            (None, None) => {
-                let every_task = Source::new("flanc audit", "absent = \"skip\"\n");
-                mixture::read(&every_task, "".as_ref(), catalogue)?
-            }
-            (name, _) => mixture::find(name.as_deref().unwrap_or(SAMPLE), catalogue)?,
-        };
-        report(&warnings);
-        for name in &self.tasks {
-            catalogue.task(name)?;
-        }
-        if !self.tasks.is_empty() {
-            recipe.tasks = self.tasks.iter().map(|name| Snippet::whole("--task", name)).collect();
-            recipe.hold_out.retain(|held_out| self.tasks.contains(&held_out.text));
-        }
-        Ok(recipe)
-    }
-
     /// Audits, and writes the report.
     fn audit(&self, sources: &Sources<'_>, plan: Option<&Plan<'_>>) -> crate::diag::Result<Audit> {
         let manifest = self.compiled.as_deref().map(manifest::require).transpose()?;
-        let found = self.look(sources, plan)?;
+        let found = audited(sources, plan, self.rows)?;
         let Some(file) = &self.html else { return Ok(found) };
         let compiled = self.compiled.as_ref().zip(manifest.as_ref());
         let compiled = compiled.map(|(out, manifest)| Compiled { name: out.display().to_string(), manifest });
         let data = preview::report::report(sources, plan, &found, self.html_rows, compiled.as_ref())?;
         storage::write(file, page(&data).as_bytes())?;
         Ok(found)
-    }
-
-    fn look(&self, sources: &Sources<'_>, plan: Option<&Plan<'_>>) -> crate::diag::Result<Audit> {
-        if !std::io::stderr().is_terminal() {
-            return audit(sources, plan, self.rows, &|_, _| Ok(()));
-        }
-        let bar = ProgressBar::new(0);
-        let style = ProgressStyle::with_template("{msg:<20} [{bar:30}] {pos}/{len} ETA {eta}");
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
-        bar.set_message("looking at rows");
-        let found = audit(sources, plan, self.rows, &|done, of| {
-            bar.set_length(of);
-            bar.set_position(done);
-            Ok(())
-        });
-        bar.finish_and_clear();
-        found
     }
 
     fn text(&self, found: &Audit) -> String {
@@ -188,6 +134,64 @@ impl AuditCommand {
         text.push_str(&table(found));
         text
     }
+}
+
+/// The recipe to look at, with no more tasks than are named.
+pub fn recipe_of(name: Option<&str>, tasks: &[String], catalogue: &Catalogue) -> Result<Recipe, Failure> {
+    const SAMPLE: &str = "sample";
+    let (mut recipe, warnings) = match (name, catalogue.recipe(SAMPLE)) {
+        // Definitions of one's own may have no recipe beside them.
+        (None, None) => {
+            let every_task = Source::new("flanc audit", "absent = \"skip\"\n");
+            mixture::read(&every_task, "".as_ref(), catalogue)?
+        }
+        (name, _) => mixture::find(name.unwrap_or(SAMPLE), catalogue)?,
+    };
+    report(&warnings);
+    for name in tasks {
+        catalogue.task(name)?;
+    }
+    if !tasks.is_empty() {
+        recipe.tasks = tasks.iter().map(|name| Snippet::whole("--task", name)).collect();
+        recipe.hold_out.retain(|held_out| tasks.contains(&held_out.text));
+    }
+    Ok(recipe)
+}
+
+/// Goes on with a plan where there is a tokenizer, and without one where there is none.
+pub fn tokenized<'c, T>(
+    sources: Sources<'c>,
+    data_dirs: &[PathBuf],
+    go_on: impl FnOnce(&Sources<'c>, Option<&Plan<'c>>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let recipe = &sources.recipe;
+    if recipe.tokenizer.file.is_none() && storage::stamp(&tokenizer_file(recipe, data_dirs)).is_none() {
+        report(&sources.warnings);
+        let missing = Diagnostic::warning("no-tokenizer", "there is no tokenizer, so no lengths are measured");
+        report(&[missing.help("name one in a recipe, or make one with `flanc tokenizer train`")]);
+        return go_on(&sources, None);
+    }
+    let plan = with_tokenizer(sources, data_dirs)?;
+    report(&plan.warnings);
+    go_on(&plan, Some(&plan))
+}
+
+/// Audits, with a bar on a terminal.
+pub fn audited(sources: &Sources<'_>, plan: Option<&Plan<'_>>, sample: Sample) -> crate::diag::Result<Audit> {
+    if !std::io::stderr().is_terminal() {
+        return audit(sources, plan, sample, &|_, _| Ok(()));
+    }
+    let bar = ProgressBar::new(0);
+    let style = ProgressStyle::with_template("{msg:<20} [{bar:30}] {pos}/{len} ETA {eta}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
+    bar.set_message("looking at rows");
+    let found = audit(sources, plan, sample, &|done, of| {
+        bar.set_length(of);
+        bar.set_position(done);
+        Ok(())
+    });
+    bar.finish_and_clear();
+    found
 }
 
 fn explain(name: &str) -> Outcome {

@@ -16,6 +16,7 @@ mod import;
 mod recipe;
 mod render;
 mod rows;
+mod serve;
 mod tasks;
 mod tokenizer;
 mod train;
@@ -46,6 +47,7 @@ enum Command {
     Verify(verify::Verify),
     Check(check::Check),
     Audit(audit::AuditCommand),
+    Serve(serve::Serve),
     Diff(diff::Diff),
     Tasks(tasks::Tasks),
     Import(import::Import),
@@ -130,6 +132,7 @@ pub fn run() -> ExitCode {
         Command::Verify(command) => command.run(),
         Command::Check(command) => command.run(),
         Command::Audit(command) => command.run(),
+        Command::Serve(command) => command.run(),
         Command::Diff(command) => command.run(),
         Command::Tasks(command) => command.run(),
         Command::Import(command) => command.run(),

@@ -45,25 +45,42 @@ pub fn page(data: &Value) -> String {
         hash(&script),
         hash(STYLE)
     );
-    // What is put in is not looked at again: a row may well hold a mark.
+    filled(|mark| match mark {
+        "policy" => format!("<meta http-equiv=\"Content-Security-Policy\" content=\"{policy}\">"),
+        "style" => format!("<style>{STYLE}</style>"),
+        "data" => data_block(data),
+        "script" => format!("<script type=\"module\">{script}</script>"),
+        _ => String::new(),
+    })
+}
+
+/// The report for a server, which hands out style and scripts under `assets/` and states the policy; `more` is added
+/// to the scripts.
+pub fn served(data: &Value, more: &str) -> String {
+    filled(|mark| match mark {
+        "style" => "<link rel=\"stylesheet\" href=\"assets/page.css\">".to_owned(),
+        "data" => data_block(data),
+        "script" => format!("<script type=\"module\" src=\"assets/report.js\"></script>{more}"),
+        _ => String::new(),
+    })
+}
+
+/// The page with something in the place of its marks. What is put in is not looked at again: a row may well hold a mark.
+fn filled(put: impl Fn(&str) -> String) -> String {
     let mut page = String::new();
     let mut rest = HTML;
     while let Some((before, after)) = rest.split_once("<!--{") {
         let (mark, after) = after.split_once("}-->").unwrap_or((after, ""));
         page.push_str(before);
-        match mark {
-            "policy" => page.push_str(&format!("<meta http-equiv=\"Content-Security-Policy\" content=\"{policy}\">")),
-            "style" => page.push_str(&format!("<style>{STYLE}</style>")),
-            "data" => {
-                page.push_str(&format!("<script type=\"application/json\" id=\"data\">{}</script>", embedded(data)));
-            }
-            "script" => page.push_str(&format!("<script type=\"module\">{script}</script>")),
-            _ => {}
-        }
+        page.push_str(&put(mark));
         rest = after;
     }
     page.push_str(rest);
     page
+}
+
+fn data_block(data: &Value) -> String {
+    format!("<script type=\"application/json\" id=\"data\">{}</script>", embedded(data))
 }
 
 /// All modules as one.

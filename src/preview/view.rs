@@ -197,7 +197,7 @@ impl SideView {
         SideView { pieces, tokens: Vec::new(), token_count: 0, special: Special::default(), cut: None, masked }
     }
 
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         self.pieces.iter().map(|(text, _)| text.as_str()).collect()
     }
 

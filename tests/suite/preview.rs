@@ -80,11 +80,11 @@ fn report_of(keys: &str) -> Value {
     let sources =
         sources_of_all_splits(recipe, &catalogue, Data::OnDisk(&data)).unwrap_or_else(|e| panic!("{}", text(&e)));
     if !tokens {
-        let found = audit(&sources, None, Sample::All, &|_, _| {}).unwrap();
+        let found = audit(&sources, None, Sample::All, &|_, _| Ok(())).unwrap();
         return report(&sources, None, &found, 10, None).unwrap();
     }
     let plan = with_tokenizer(sources, &data).unwrap_or_else(|e| panic!("{}", text(&e)));
-    let found = audit(&plan, Some(&plan), Sample::All, &|_, _| {}).unwrap();
+    let found = audit(&plan, Some(&plan), Sample::All, &|_, _| Ok(())).unwrap();
     report(&plan, Some(&plan), &found, 10, None).unwrap()
 }
 

@@ -15,9 +15,9 @@ const KEYS = [
   ["?", "this list"],
 ];
 
-// `actions`: functions by key.
-export function keyboard(actions) {
-  const dialog = helpDialog();
+// `actions`: functions by key; `list`: what the help says of them.
+export function keyboard(actions, list = KEYS) {
+  const dialog = helpDialog(list);
   document.body.append(dialog);
   byId("help").addEventListener("click", () => dialog.showModal());
   document.addEventListener("keydown", (event) => {
@@ -29,7 +29,7 @@ export function keyboard(actions) {
     } else if (event.key === "?") {
       dialog.showModal();
     } else {
-      actions[event.key]?.();
+      actions[event.key]?.(event);
     }
   });
 }
@@ -38,10 +38,10 @@ function isTyped(target) {
   return target.isContentEditable || target.closest?.("input:not([type=checkbox]):not([type=radio]), textarea, select") !== null;
 }
 
-function helpDialog() {
+function helpDialog(list) {
   const box = el("input", { type: "checkbox", checked: setting("keys"), onchange: (event) => set("keys", event.target.checked) });
   const dialog = el("dialog", { "aria-labelledby": "keys-title" }, el("h2", { id: "keys-title" }, "Keys"),
-    el("dl", {}, KEYS.map(([key, what]) => el("div", {}, el("dt", {}, el("kbd", {}, key)), el("dd", {}, what)))),
+    el("dl", {}, list.map(([key, what]) => el("div", {}, el("dt", {}, el("kbd", {}, key)), el("dd", {}, what)))),
     el("label", { class: "toggle" }, box, " single-letter keys"),
     el("form", { method: "dialog" }, el("button", {}, "Close")));
   return dialog;

@@ -1,6 +1,6 @@
 // What a reader sets, kept where the browser keeps it for this page, if it does.
 
-const DEFAULTS = { theme: "auto", keys: true, tokens: false, blanks: false, origins: true, area: "prompts" };
+const DEFAULTS = { theme: "auto", keys: true, tokens: false, blanks: false, origins: true, compare: true, area: "prompts" };
 const NAME = "flanc";
 
 let settings = null;
