@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +34,8 @@ pub struct Definitions {
     schemas: Folder,
     /// By task: its file, and whether it is one of the bundled ones.
     files: BTreeMap<String, File>,
+    /// Held from looking at a version to writing the next one.
+    saving: Mutex<()>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +77,7 @@ impl Definitions {
                 files.extend(name.map(|name| (name, File { bundled, path })));
             }
         }
-        Ok(Definitions { folder, schemas, files })
+        Ok(Definitions { folder, schemas, files, saving: Mutex::default() })
     }
 
     fn folder_of(&self, file: &File) -> &Folder {
@@ -206,6 +208,7 @@ impl Definitions {
     /// The definitions are part of the program; a file has been changed by others; the draft, or a task that is like
     /// it, is not in order; a file cannot be written.
     pub fn save(&self, task: &str, version: &str, edits: &Edits) -> Result<Stated, Vec<Diagnostic>> {
+        let _saving = self.saving.lock().unwrap_or_else(|e| e.into_inner());
         let stated = self.stated(task)?;
         if stated.version != version {
             return Err(vec![changed_on_disk(&stated)]);
