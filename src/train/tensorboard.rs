@@ -107,7 +107,10 @@ mod tests {
         bytes.extend(record(&event));
         let mut payloads = Vec::new();
         let file = TfRecordFile::open("events".as_ref(), &bytes[..]).unwrap();
-        let mut visit = |record: Record<'_>| -> Result<()> { Ok(payloads.push(record.payload.to_vec())) };
+        let mut visit = |record: Record<'_>| -> Result<()> {
+            payloads.push(record.payload.to_vec());
+            Ok(())
+        };
         file.visit(0..9, &|_| true, &mut visit, &mut |damage| panic!("{}", damage.diagnostic)).unwrap();
         let hex = |bytes: &Vec<u8>| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
         let expected = [
