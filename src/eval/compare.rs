@@ -112,7 +112,9 @@ pub fn compare(recipe: &str, shots: usize, limit: usize, reports: Vec<Report>) -
         let scored = |task: &&TaskScores| task.task == name && task.headline == metric && task.score().is_some();
         reports.iter().map(|report| report.tasks.iter().find(scored)).collect()
     };
-    let (mut tasks, mut common): (Vec<TaskRow>, Vec<(&str, Vec<Vec<&TaskScores>>)>) = Default::default();
+    let mut tasks = Vec::new();
+    // By cluster: the tasks that all columns know, by column.
+    let mut common: Vec<(&str, Vec<Vec<&TaskScores>>)> = Vec::new();
     for &(cluster, name, metric) in &names {
         let columns = of(name, metric);
         tasks.push(TaskRow {
