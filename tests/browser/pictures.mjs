@@ -33,7 +33,7 @@ const { launch, open, serve } = await import("./harness.mjs");
 const server = await serve("--data-dir", "data");
 const browser = await launch();
 try {
-  await picture("report", "#rte/can-we-conclude/train:4/text-and-statement", { width: 1280, height: 760 }, async (page) => {
+  await picture("report", "#rte/can-we-conclude/train:3/text-and-statement", { width: 1280, height: 760 }, async (page) => {
     await page.locator("#prompts-title").evaluate((node) => node.scrollIntoView());
   });
   await picture("edit", "edit#rte/entailment/train:4", { width: 1280, height: 760 }, async (page) => {
@@ -42,6 +42,7 @@ try {
     await page.locator("#found .finding", { hasText: "stands right after" }).waitFor();
     await page.locator("[data-setting=compare]").uncheck();
     await page.waitForFunction(() => document.querySelectorAll("#prompt .prompt").length === 1);
+    await page.locator("#view").evaluate((node) => window.scrollTo(0, node.getBoundingClientRect().top - 60));
   });
   writeFileSync(MADE_OF, madeOf());
 } finally {
