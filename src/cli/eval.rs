@@ -65,7 +65,7 @@ pub struct Asking {
     /// Most tokens of a generated answer
     #[arg(long, value_name = "N", default_value_t = 64)]
     longest_answer: usize,
-    /// Tokens that go through the model at a time; keys and values of four times as many are kept
+    /// Tokens that go through the model at a time; on the CPU, keys and values of four times as many are kept
     #[arg(long, value_name = "N", default_value_t = 4096)]
     micro_batch: usize,
     /// What computes
@@ -89,7 +89,8 @@ impl Asking {
             limit: self.limit,
             longest_answer: self.longest_answer,
             micro_batch: self.micro_batch,
-            cache: true,
+            // The GPU has no kernels for it yet: there it would only take memory.
+            cache: device == Chosen::Cpu,
         };
         match device {
             Chosen::Cpu => evaluate::<Cpu>(&evaluation, done),
