@@ -351,7 +351,13 @@ fn files() -> impl Strategy<Value = Tokenizer> {
 }
 
 fn agree(tokenizer: &Tokenizer, text: &str) -> std::result::Result<(), TestCaseError> {
-    let ids = encode(tokenizer, text);
+    let mut ids = Vec::new();
+    match tokenizer.encoder().encode_into(text, &mut ids) {
+        Ok(()) => {}
+        // The reference itself panics at some texts (white space that an added token takes, at its end): a worded error.
+        Err(refusal) if tokenizer.engine() == REFERENCE && refusal.code == "cannot-encode" => return Ok(()),
+        Err(refusal) => return Err(TestCaseError::fail(refusal.to_string())),
+    }
     prop_assert!(!ids.iter().any(|&id| tokenizer.vocabulary.is_control(id)));
     tokenizer.check_sample(text, &ids).map_err(|difference| TestCaseError::fail(difference.to_string()))
 }
