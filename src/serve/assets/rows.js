@@ -9,7 +9,14 @@ export function rowPicker(place, on) {
   let shown = { split: null, row: 0 };
   let draws = 0;
   const split = el("select", { onchange: () => on.pick({ split: split.value, pick: { row: 0 } }) });
-  const number = el("input", { type: "number", min: "0", class: "row-number", onchange: () => {
+  // What is being typed is not overwritten by the answer to what was asked before.
+  let typing = false;
+  const number = el("input", { type: "number", min: "0", class: "row-number", oninput: () => {
+    typing = true;
+  }, onblur: () => {
+    typing = false;
+  }, onchange: () => {
+    typing = false;
     const row = Math.max(0, Math.min(rowsOf(shown.split) - 1, Math.floor(Number(number.value) || 0)));
     on.pick({ split: shown.split, pick: { row } });
   } });
@@ -91,7 +98,7 @@ export function rowPicker(place, on) {
     show({ split: name, row }) {
       shown = { split: name, row };
       split.value = name;
-      number.value = String(row);
+      if (!typing) number.value = String(row);
       number.max = String(rowsOf(name) - 1);
       of.textContent = `of ${grouped(rowsOf(name))}`;
       before.disabled = row === 0;
