@@ -50,13 +50,11 @@ impl Compiler {
 
     /// Where code is kept; nowhere if the user has no cache directory.
     fn cached(self, source: &Source, architecture: &str) -> Option<PathBuf> {
-        let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let cache = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")))?;
         let (major, minor) = self.version;
         let depends_on = format!("{major}.{minor} {architecture} {}\n{}", OPTIONS.join(" "), source.text);
         let name = source.name.trim_end_matches(".cu");
         let hash = blake3::hash(depends_on.as_bytes()).to_hex();
-        Some(cache.join("flanc").join(format!("{name}-{architecture}-{}.cubin", &hash[..32])))
+        Some(storage::cache()?.join(format!("{name}-{architecture}-{}.cubin", &hash[..32])))
     }
 
     /// Compiles one file of kernels.
