@@ -30,7 +30,6 @@ mod vocabulary;
 mod tests;
 
 use std::fmt;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -39,6 +38,7 @@ use tokenizers::pipeline::{EncodeOptions, Override, PipelineToken, PipelineToken
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use self::cuts::Cuts;
 use crate::diag::{Diagnostic, Result};
 use crate::storage;
 
@@ -61,8 +61,8 @@ pub struct Tokenizer {
     vocabulary: Vocabulary,
     /// `None`: the reference encodes.
     fast: Option<PipelineTokenizer>,
-    /// Whether a text may be encoded in parts.
-    cuttable: bool,
+    /// `None`: texts have to be encoded whole.
+    cuts: Option<Cuts>,
     /// Built when first needed: for 32,000 tokens it takes some 60 ms and 80 MB.
     reference: OnceLock<std::result::Result<Reference, String>>,
     /// What its user should know about how the file was read.
@@ -113,7 +113,7 @@ impl Tokenizer {
             name: name.to_owned(),
             hash: blake3::hash(json.as_bytes()).to_hex().to_string(),
             vocabulary: Vocabulary::read(name, &definition)?,
-            cuttable: cuts::allowed(&definition),
+            cuts: Cuts::of(&definition),
             json,
             fast: None,
             reference: OnceLock::new(),
@@ -256,8 +256,9 @@ pub struct Encoder<'t> {
 #[derive(Clone, Debug, Default)]
 pub struct Part {
     text: String,
-    /// The stretch that is encoded; empty if the text has to be encoded with what stands around it.
-    middle: Range<usize>,
+    /// The first cut and the last; `None` if the text has to be encoded with what stands around it.
+    cuts: Option<(usize, usize)>,
+    /// Of what lies between them.
     ids: Vec<u32>,
 }
 
@@ -273,12 +274,9 @@ impl Encoder<'_> {
         part.text.clear();
         part.text.push_str(text);
         part.ids.clear();
-        part.middle = 0..0;
-        if self.tokenizer.cuttable
-            && let Some(middle) = cuts::middle(text)
-        {
-            self.encode_into(&text[middle.clone()], &mut part.ids)?;
-            part.middle = middle;
+        part.cuts = self.tokenizer.cuts.and_then(|cuts| cuts.ends(text));
+        if let Some((first, last)) = part.cuts.filter(|(first, last)| first < last) {
+            self.encode_into(&text[first..last], &mut part.ids)?;
         }
         Ok(part)
     }
@@ -288,22 +286,28 @@ impl Encoder<'_> {
         let mut open = std::mem::take(&mut self.open);
         open.clear();
         for part in parts {
-            if part.middle.is_empty() {
+            if let (Some(cuts), Some(&last)) = (self.tokenizer.cuts, open.as_bytes().last())
+                && cuts.between(last, part.text.as_bytes())
+            {
+                self.encode_end(&open, ids)?;
+                open.clear();
+            }
+            let Some((first, last)) = part.cuts else {
                 open.push_str(&part.text);
                 continue;
-            }
-            open.push_str(&part.text[..part.middle.start]);
+            };
+            open.push_str(&part.text[..first]);
             self.encode_end(&open, ids)?;
             ids.extend_from_slice(&part.ids);
             open.clear();
-            open.push_str(&part.text[part.middle.end..]);
+            open.push_str(&part.text[last..]);
         }
         self.encode_end(&open, ids)?;
         self.open = open;
         Ok(())
     }
 
-    /// [`Encoder::encode_into`] for what stands at a joint: short, and likely to have been encoded before.
+    /// [`Encoder::encode_into`] for what stands between cuts: short, and likely to have been encoded before.
     fn encode_end(&mut self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
         /// Ends that are remembered, under a megabyte in all.
         const ENDS: usize = 4096;
