@@ -29,6 +29,16 @@ pub struct Cpu {
     /// Cosine and sine by position and pair (P, D/2).
     rotations: Vec<(f32, f32)>,
     pairs: usize,
+    /// Steps of the optimizer that were done, and the one that was begun.
+    steps_done: u64,
+    step: Option<Begun>,
+}
+
+/// A step of the optimizer.
+#[derive(Clone, Copy)]
+struct Begun {
+    asked: AdafactorStep,
+    norm: Norm,
 }
 
 impl Cpu {
@@ -131,6 +141,7 @@ impl Cached for Cpu {
 }
 
 impl Ops for Cpu {
+    const QUEUES: bool = false;
     const SUMS_IN_ORDER: bool = true;
 
     fn allocate(table: Table) -> Result<Cpu> {
@@ -141,7 +152,7 @@ impl Ops for Cpu {
             buffer.resize(entry.len(), if entry.group == Group::Weights { f32::NAN } else { 0.0 });
             buffers.push(buffer);
         }
-        Ok(Cpu { table, buffers, batch: Batch::default(), rotations: Vec::new(), pairs: 1 })
+        Ok(Cpu { table, buffers, batch: Batch::default(), rotations: Vec::new(), pairs: 1, steps_done: 0, step: None })
     }
 
     fn table(&self) -> &Table {
@@ -449,7 +460,10 @@ impl Ops for Cpu {
                 let sum = sum_of(width, |i| (logits[i] - max).exp());
                 let lse = max + sum.ln();
                 *loss = lse - logits[target as usize];
-                if let Some(gradient) = gradient {
+                if let Some(mut gradient) = gradient {
+                    if !loss.is_finite() {
+                        gradient = f32::NAN;
+                    }
                     logits.iter_mut().for_each(|x| *x = gradient * (*x - lse).exp());
                     logits[target as usize] -= gradient;
                 }
@@ -489,17 +503,28 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn norm(&mut self, gradients: &[Tensor]) -> Norm {
-        let sum: f64 = gradients.iter().map(|&g| square_sum(self.get(g))).sum();
-        // A sum of squares in f64 overflows for no finite f32; it is NaN or infinite where a gradient is.
-        Norm { value: sum.sqrt(), finite: sum.is_finite() }
+    fn set_steps_done(&mut self, done: u64) {
+        self.steps_done = done;
     }
 
-    fn adafactor(&mut self, w: Tensor, g: Tensor, moments: Moments, step: &AdafactorStep) {
+    fn begin_step(&mut self, gradients: &[Tensor], step: &AdafactorStep) {
+        let sum: f64 = gradients.iter().map(|&g| square_sum(self.get(g))).sum();
+        // A sum of squares in f64 overflows for no finite f32; it is NaN or infinite where a gradient is.
+        let norm = Norm { value: sum.sqrt(), finite: sum.is_finite() };
+        self.steps_done += u64::from(norm.finite);
+        self.step = Some(Begun { asked: *step, norm });
+    }
+
+    fn adafactor(&mut self, w: Tensor, g: Tensor, moments: Moments) {
+        let Some(Begun { asked: step, norm }) = self.step else { panic!("a step is begun first") };
+        if !norm.finite {
+            return;
+        }
         let mut weights = self.take(w);
         let mut update = self.take(g);
-        let scale = step.gradient_scale as f32;
-        let (beta2, fresh, eps1) = (step.beta2 as f32, (1.0 - step.beta2) as f32, step.eps1 as f32);
+        let scale = step.gradient_scale(norm.value) as f32;
+        let beta2 = step.beta2(self.steps_done);
+        let (beta2, fresh, eps1) = (beta2 as f32, (1.0 - beta2) as f32, step.eps1 as f32);
         if scale != 1.0 {
             update.par_iter_mut().for_each(|g| *g *= scale);
         }
@@ -545,12 +570,22 @@ impl Ops for Cpu {
         }
         let rms = |values: &[f32]| (square_sum(values) / values.len() as f64).sqrt();
         let scale_parameter = if step.scale_parameter { rms(&weights).max(step.eps2) } else { 1.0 };
-        let rate = step.rate * scale_parameter;
+        let rate = step.rate(self.steps_done) * scale_parameter;
         let by = (rate / (rms(&update) / step.clip_threshold).max(1.0)) as f32;
         let decay = (step.weight_decay * rate) as f32;
         weights.par_iter_mut().zip(&update).for_each(|(w, u)| *w = *w - decay * *w - by * u);
         self.put(w, weights);
         self.put(g, update); // no longer the gradient: the next step begins by clearing it
+    }
+
+    type Norm = Norm;
+
+    fn norm(&mut self) -> Norm {
+        self.step.as_ref().expect("a step is begun first").norm
+    }
+
+    fn norm_arrived(&mut self, norm: Norm) -> Norm {
+        norm
     }
 }
 

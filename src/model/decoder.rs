@@ -16,7 +16,7 @@
 
 use super::arena::{Bounds, Group, Kind, Table, Tensor};
 use super::config::Config;
-use super::ops::{AdafactorStep, AttentionGradients, AttentionSaved, Batch, Cache, Moments, Norm, Ops, Turn};
+use super::ops::{AdafactorStep, AttentionGradients, AttentionSaved, Batch, Cache, Moments, Ops, Turn};
 use super::ranks::Ranks;
 use crate::diag::Result;
 
@@ -413,17 +413,15 @@ impl Decoder {
         Ok(())
     }
 
-    /// Length of all gradients together.
-    pub fn gradient_norm(&self, ops: &mut impl Ops) -> Norm {
+    /// A step of the optimizer over all weights, skipped if a gradient is NaN or infinite. The length of the gradients,
+    /// which says whether it was, is not waited for.
+    pub fn update<O: Ops>(&self, ops: &mut O, step: &AdafactorStep) -> O::Norm {
         let gradients: Vec<Tensor> = self.trained().map(|(_, gradient, _)| gradient).collect();
-        ops.norm(&gradients)
-    }
-
-    /// A step of the optimizer over all weights.
-    pub fn update(&self, ops: &mut impl Ops, step: &AdafactorStep) {
+        ops.begin_step(&gradients, step);
         for (weight, gradient, moments) in self.trained() {
-            ops.adafactor(weight, gradient, moments, step);
+            ops.adafactor(weight, gradient, moments);
         }
+        ops.norm()
     }
 
     /// What the optimizer works on: weights, their gradients (in all), and moments.

@@ -104,10 +104,10 @@ pub enum Turn {
 }
 
 /// Length of all gradients together.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Norm {
     pub value: f64,
-    /// False if any gradient is NaN or infinite.
+    /// False if any gradient is NaN or infinite: the step then changes nothing.
     pub finite: bool,
 }
 
@@ -120,13 +120,23 @@ pub enum Moments {
     Full(Tensor),
 }
 
-/// What an Adafactor step is done with; see [`Ops::adafactor`].
+/// A learning rate.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rate {
+    Fixed(f64),
+    /// `min(0.01, t^-½)` of the t-th step.
+    Relative,
+}
+
+/// What a step of Adafactor is asked to be; see [`Ops::adafactor`]. What depends on the gradients, or on how many steps
+/// there were before, a backend finds by itself: whoever asks may not know yet what became of the last step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdafactorStep {
-    /// Learning rate of this step.
-    pub rate: f64,
-    /// `1 - t^decay`.
-    pub beta2: f64,
+    pub rate: Rate,
+    /// `β₂ = 1 - t^decay_rate` at the t-th step, so that the first one remembers nothing.
+    pub decay_rate: f64,
+    /// Longer gradients, all together, are shortened to it.
+    pub max_norm: Option<f64>,
     /// Added to squared gradients.
     pub eps1: f64,
     /// Smallest scale of a parameter.
@@ -135,12 +145,33 @@ pub struct AdafactorStep {
     pub weight_decay: f64,
     /// Multiply the rate by the root mean square of the tensor.
     pub scale_parameter: bool,
-    /// Every gradient is multiplied by this first (clipping by norm).
-    pub gradient_scale: f64,
+}
+
+impl AdafactorStep {
+    /// The learning rate of the t-th step, counted from 1.
+    pub fn rate(&self, t: u64) -> f64 {
+        match self.rate {
+            Rate::Fixed(rate) => rate,
+            Rate::Relative => (t as f64).sqrt().recip().min(1e-2),
+        }
+    }
+
+    pub fn beta2(&self, t: u64) -> f64 {
+        1.0 - (t as f64).powf(self.decay_rate)
+    }
+
+    /// What every gradient is multiplied by, if all together are as long as `norm`.
+    pub fn gradient_scale(&self, norm: f64) -> f64 {
+        self.max_norm.map_or(1.0, |most| (most / norm.max(1e-12)).min(1.0))
+    }
 }
 
 /// A backend: the memory of a table, and the operations on it.
 pub trait Ops: Sized {
+    /// Whether operations are queued and done later. What comes back to the host is then asked for a step late, so that
+    /// there is always work in the queue.
+    const QUEUES: bool;
+
     /// Takes the memory that `table` asks for; weights are undefined, all else is zero.
     fn allocate(table: Table) -> Result<Self>;
 
@@ -237,7 +268,8 @@ pub trait Ops: Sized {
     fn scatter(&mut self, dx: Tensor, dy: Tensor, first: usize, count: usize);
 
     /// `losses[first + r] = log Σ_v exp logits[r, v] - logits[r, targets[first + r]]`; if `gradient` is given, logits
-    /// become `gradient · (softmax(logits) - onehot(target))` · losses (N), logits (R, V)
+    /// become `gradient · (softmax(logits) - onehot(target))`, and NaN where the loss is NaN or infinite, so that every
+    /// step that such a loss belongs to is skipped · losses (N), logits (R, V)
     fn cross_entropy(&mut self, losses: Tensor, logits: Tensor, first: usize, count: usize, gradient: Option<f32>);
 
     /// Losses on their way from the backend to whoever asked for them.
@@ -266,16 +298,30 @@ pub trait Ops: Sized {
 
     // Optimizer
 
-    /// `sqrt(Σ g²)` over all the gradients
-    fn norm(&mut self, gradients: &[Tensor]) -> Norm;
+    /// Says how many steps were done before, skipped ones not counted: where a run goes on.
+    fn set_steps_done(&mut self, done: u64);
 
-    /// A step of Adafactor (Shazeer & Stern 2018) as transformers does it, without first moment; with g scaled:
+    /// Begins a step: finds `norm = sqrt(Σ g²)` over all the gradients. If one of them is NaN or infinite, the step is
+    /// skipped: it does not count, and [`Ops::adafactor`] changes nothing until the next one begins.
+    fn begin_step(&mut self, gradients: &[Tensor], step: &AdafactorStep);
+
+    /// A step of Adafactor (Shazeer & Stern 2018) as transformers does it, without first moment; with
+    /// `g *= min(1, max_norm / norm)`:
     ///
     /// `q = g² + eps1`; of a matrix `vr = β₂ vr + (1-β₂) mean_I q`, `vc = β₂ vc + (1-β₂) mean_O q`,
     /// `u = g · (vr / mean vr)^-½ · vc^-½`; of a vector `v = β₂ v + (1-β₂) q`, `u = g · v^-½`.
     /// `u /= max(1, rms(u) / clip_threshold)`; `lr = rate · [max(eps2, rms(w))]`;
     /// `w -= weight_decay · lr · w`; `w -= lr · u`
-    fn adafactor(&mut self, w: Tensor, g: Tensor, moments: Moments, step: &AdafactorStep);
+    fn adafactor(&mut self, w: Tensor, g: Tensor, moments: Moments);
+
+    /// The norm of the step that was begun, on its way.
+    type Norm;
+
+    /// The norm of the step that was begun, without waiting for it.
+    fn norm(&mut self) -> Self::Norm;
+
+    /// Waits for a norm.
+    fn norm_arrived(&mut self, norm: Self::Norm) -> Norm;
 }
 
 /// Attention with a cache, of batches with a [`Past`]. Token i of segment s has p = `past[s].place` and

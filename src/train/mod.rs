@@ -267,6 +267,7 @@ fn prepare<O: Ops>(run: &Run, config: Config, data: &Data, state: &State, ranks:
         Origin::Checkpoint(directory) => weights::load(directory, &decoder, &mut ops)?,
         Origin::Fresh(_) | Origin::Tiny => weights::init(Seed(run.settings.seed), &decoder, &mut ops),
     }
+    ops.set_steps_done(state.updates);
     Ok((decoder, ops))
 }
 

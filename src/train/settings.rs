@@ -16,7 +16,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::diag::{Diagnostic, Result};
-use crate::model::ops::AdafactorStep;
+use crate::model::ops::{AdafactorStep, Rate};
 use crate::model::weights::Dtype;
 use crate::storage;
 
@@ -172,25 +172,25 @@ impl Settings {
         }
     }
 
-    /// The optimizer's part of `step`, counted from 0, which is its `update`-th, counted from 1.
-    pub fn optimizer_step(&self, step: u64, update: u64, gradient_scale: f64) -> AdafactorStep {
+    /// The optimizer's part of `step`, counted from 0.
+    pub fn optimizer_step(&self, step: u64) -> AdafactorStep {
         let o = &self.optimizer;
         AdafactorStep {
-            rate: self.rate(step, update),
-            beta2: 1.0 - (update as f64).powf(o.decay_rate),
+            rate: self.rate(step),
+            decay_rate: o.decay_rate,
+            max_norm: self.max_norm,
             eps1: o.eps[0],
             eps2: o.eps[1],
             clip_threshold: o.clip_threshold,
             weight_decay: o.weight_decay,
             scale_parameter: o.scale_parameter,
-            gradient_scale,
         }
     }
 
     /// The learning rate of `step`, counted from 0.
-    fn rate(&self, step: u64, update: u64) -> f64 {
+    fn rate(&self, step: u64) -> Rate {
         if self.optimizer.relative_step {
-            return (update as f64).sqrt().recip().min(1e-2);
+            return Rate::Relative;
         }
         let Schedule { kind, warmup, floor } = self.schedule;
         let share = if step < warmup {
@@ -204,7 +204,7 @@ impl Settings {
                 }
             }
         };
-        self.optimizer.learning_rate * share
+        Rate::Fixed(self.optimizer.learning_rate * share)
     }
 
     /// Whether a run with `self` can be carried on with `other`, which differs in what does not change the steps done.
@@ -234,9 +234,9 @@ mod tests {
         )
         .unwrap();
         settings.check().unwrap();
-        let rates: Vec<f64> = [0, 9, 10, 60, 110].map(|s| (settings.rate(s, 1) * 1e6).round() / 1e6).to_vec();
-        assert_eq!(rates, [0.1, 1.0, 1.0, 0.55, 0.1]);
-        assert_eq!(Settings::default().rate(29_999, 1), 3e-5);
+        let rate = |s: u64| settings.optimizer_step(s).rate(1);
+        assert_eq!([0, 9, 10, 60, 110].map(|s| (rate(s) * 1e6).round() / 1e6), [0.1, 1.0, 1.0, 0.55, 0.1]);
+        assert_eq!(Settings::default().rate(29_999), Rate::Fixed(3e-5));
         Settings::tiny().check().unwrap();
     }
 

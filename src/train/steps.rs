@@ -4,6 +4,9 @@
 //! little beside training on its share, so that all know how many targets a step has, and where its boundaries are,
 //! without asking. Losses are told in the order of the passes and added up in it, so that every rank, and any number of
 //! them, comes to the same numbers and the same decisions.
+//!
+//! Nothing here waits for a backend that has a queue, until the step after is in it: what became of a step is asked for a
+//! step late. Only where a checkpoint is written, or the model validated, everything before is known first.
 
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
@@ -15,7 +18,7 @@ use super::settings::Settings;
 use super::{Cut, Run};
 use crate::diag::{Diagnostic, Result};
 use crate::model::decoder::Decoder;
-use crate::model::ops::{Batch, Ops};
+use crate::model::ops::{AdafactorStep, Batch, Ops};
 use crate::model::ranks::Ranks;
 use crate::model::speed;
 
@@ -30,6 +33,27 @@ pub(super) struct Trainer<'r> {
 
 /// Steps that are read ahead, by a thread, while those before them are done.
 const AHEAD: usize = 2;
+
+/// A step that was begun: all that is said of it once the backend has told what became of it.
+struct Begun<O: Ops> {
+    /// Its number, counted from 1, and its first row and the one after its last.
+    number: u64,
+    rows: (u64, u64),
+    began: Instant,
+    targets: usize,
+    tokens: usize,
+    flops: f64,
+    /// None of a step without targets.
+    computed: Option<Computed<O>>,
+}
+
+/// What is on its way from the backend.
+struct Computed<O: Ops> {
+    /// Of this rank's passes; none of a pass without targets.
+    losses: Vec<Option<O::Losses>>,
+    norm: O::Norm,
+    asked: AdafactorStep,
+}
 
 /// Takes steps from the data until there are enough.
 pub(super) fn steps<O: Ops + Send>(
@@ -51,57 +75,118 @@ pub(super) fn steps<O: Ops + Send>(
             while sender.send(Step::read(&mut source, cut.rows, cut.rows_per_pass)).is_ok() {}
         });
         let receiver = receiver; // dropped on every way out, before the scope waits for the thread
-        let (first, began) = (state.step, Instant::now());
-        while state.step < settings.steps {
-            let before = Instant::now();
+        let mut progress = Progress { trainer, first: state.step, began: Instant::now(), settled: Instant::now() };
+        let mut before: Option<Begun<O>> = None;
+        for number in state.step + 1..=settings.steps {
+            let began = Instant::now();
             let step = receiver.recv().expect("the reader lives as long as it is listened to")?;
-            let from = state.position;
-            state.position += cut.rows as u64;
-            let outcome = one_step(settings, decoder, ops, ranks, state, &step)?;
-            state.step += 1;
-            match outcome {
-                Outcome::Done { loss, rate, norm } => {
-                    state.updates += 1;
-                    let seconds = before.elapsed().as_secs_f64().max(1e-9);
-                    let flops: f64 = step.passes.iter().map(|p| speed::training_flops(&decoder.config, p)).sum();
-                    let mean = began.elapsed().as_secs_f64() / (state.step - first) as f64;
-                    say(Event::Step {
-                        step: state.step,
-                        time: now(),
-                        loss,
-                        targets: step.targets(),
-                        tokens: step.tokens(),
-                        rate,
-                        norm,
-                        epoch: state.position as f64 / data.train.rows as f64,
-                        tokens_per_second: step.tokens() as f64 / seconds,
-                        mfu: flops / seconds / trainer.ceiling,
-                        eta: mean * (settings.steps - state.step) as f64,
-                        memory: ops.memory(),
-                    })?;
-                }
-                Outcome::Skipped(reason) => {
-                    state.skipped += 1;
-                    let rows = (from % data.train.rows, state.position % data.train.rows);
-                    say(Event::Skipped { step: state.step, time: now(), reason: reason.clone(), rows })?;
-                    if state.skipped > settings.max_skipped {
-                        return Err(too_many_skipped(run, state, &reason));
-                    }
-                }
+            let position = before.as_ref().map_or(state.position, |before| before.rows.1);
+            let rows = (position, position + cut.rows as u64);
+            let begun = Begun {
+                number,
+                rows,
+                began,
+                targets: step.targets(),
+                tokens: step.tokens(),
+                flops: step.passes.iter().map(|p| speed::training_flops(&decoder.config, p)).sum(),
+                computed: begin(settings, decoder, ops, ranks, number, &step)?,
+            };
+            if let Some(before) = before.replace(begun) {
+                progress.settle(before, ops, ranks, state, say)?;
             }
-            let last = state.step == settings.steps;
-            if (last || state.step.is_multiple_of(settings.validate_every))
-                && let Some((loss, targets)) = validate(settings, data, decoder, ops, ranks)?
+            let validates = number == settings.steps || number.is_multiple_of(settings.validate_every);
+            let saves = number == settings.steps || number.is_multiple_of(settings.checkpoint_every);
+            if (!O::QUEUES || validates || saves)
+                && let Some(begun) = before.take()
             {
-                say(Event::Validation { step: state.step, time: now(), loss, targets })?;
+                progress.settle(begun, ops, ranks, state, say)?;
             }
-            if ranks.leads() && (last || state.step.is_multiple_of(settings.checkpoint_every)) {
+            if validates && let Some((loss, targets)) = validate(settings, data, decoder, ops, ranks)? {
+                say(Event::Validation { step: number, time: now(), loss, targets })?;
+            }
+            if saves && ranks.leads() {
                 checkpoint::save(&run.out, state.clone(), decoder, ops, settings.keep)?;
-                say(Event::Checkpoint { step: state.step })?;
+                say(Event::Checkpoint { step: number })?;
             }
         }
         Ok(())
     })
+}
+
+/// Has a step of the optimizer done; none without targets.
+fn begin<O: Ops>(
+    settings: &Settings,
+    decoder: &Decoder,
+    ops: &mut O,
+    ranks: &mut Ranks,
+    number: u64,
+    step: &Step,
+) -> Result<Option<Computed<O>>> {
+    if step.targets() == 0 {
+        return Ok(None);
+    }
+    let losses = gradients(decoder, ops, ranks, step)?;
+    let asked = settings.optimizer_step(number - 1);
+    Ok(Some(Computed { losses, norm: decoder.update(ops, &asked), asked }))
+}
+
+/// What is known of the steps so far, besides the state that is kept.
+struct Progress<'r> {
+    trainer: &'r Trainer<'r>,
+    /// Steps that were done when the run began, and when that was.
+    first: u64,
+    began: Instant,
+    /// When the last step was settled.
+    settled: Instant,
+}
+
+impl Progress<'_> {
+    /// Waits for what became of a step, and says it.
+    fn settle<O: Ops>(
+        &mut self,
+        begun: Begun<O>,
+        ops: &mut O,
+        ranks: &mut Ranks,
+        state: &mut State,
+        say: &mut (dyn FnMut(Event) -> Result<()> + Send),
+    ) -> Result<()> {
+        let Trainer { run, data, ceiling, .. } = *self.trainer;
+        let Begun { number, rows, began, targets, tokens, flops, computed } = begun;
+        let outcome = outcome(computed, targets, ops, ranks)?;
+        // While it was computed, the step before it may have been waited for.
+        let seconds = began.max(self.settled).elapsed().as_secs_f64().max(1e-9);
+        self.settled = Instant::now();
+        (state.step, state.position) = (number, rows.1);
+        match outcome {
+            Outcome::Done { loss, norm, asked } => {
+                state.updates += 1;
+                let mean = self.began.elapsed().as_secs_f64() / (number - self.first) as f64;
+                say(Event::Step {
+                    step: number,
+                    time: now(),
+                    loss,
+                    targets,
+                    tokens,
+                    rate: asked.rate(state.updates),
+                    norm,
+                    epoch: state.position as f64 / data.train.rows as f64,
+                    tokens_per_second: tokens as f64 / seconds,
+                    mfu: flops / seconds / ceiling,
+                    eta: mean * (run.settings.steps - number) as f64,
+                    memory: ops.memory(),
+                })
+            }
+            Outcome::Skipped(reason) => {
+                state.skipped += 1;
+                let rows = (rows.0 % data.train.rows, rows.1 % data.train.rows);
+                say(Event::Skipped { step: number, time: now(), reason: reason.clone(), rows })?;
+                if state.skipped > run.settings.max_skipped {
+                    return Err(too_many_skipped(run, state, &reason));
+                }
+                Ok(())
+            }
+        }
+    }
 }
 
 fn too_many_skipped(run: &Run, state: &State, reason: &str) -> Box<Diagnostic> {
@@ -117,40 +202,27 @@ fn too_many_skipped(run: &Run, state: &State, reason: &str) -> Box<Diagnostic> {
 enum Outcome {
     Done {
         loss: f64,
-        rate: f64,
         norm: f64,
+        asked: AdafactorStep,
     },
     /// Why; the weights are as they were.
     Skipped(String),
 }
 
-/// One step of the optimizer.
-fn one_step(
-    settings: &Settings,
-    decoder: &Decoder,
-    ops: &mut impl Ops,
-    ranks: &mut Ranks,
-    state: &State,
-    step: &Step,
-) -> Result<Outcome> {
-    let targets = step.targets();
-    if targets == 0 {
+/// Waits for what a step was found to be. The norm is of all ranks' gradients, and a loss that is NaN or infinite has made
+/// gradients NaN: every rank skips what one skips.
+fn outcome<O: Ops>(computed: Option<Computed<O>>, targets: usize, ops: &mut O, ranks: &mut Ranks) -> Result<Outcome> {
+    let Some(Computed { losses, norm, asked }) = computed else {
         return Ok(Outcome::Skipped("no token of it is trained".to_owned()));
-    }
-    let losses = gradients(decoder, ops, ranks, step)?;
-    let norm = decoder.gradient_norm(ops); // the only time in a step that is waited for the backend
+    };
     let own: Vec<f64> = losses.into_iter().map(|l| l.map_or(0.0, |losses| total(&ops.arrived(losses)))).collect();
+    let norm = ops.norm_arrived(norm);
     let loss = in_order(&ranks.gather(&own)?) / targets as f64;
-    if !loss.is_finite() {
-        return Ok(Outcome::Skipped(format!("its loss is {loss}")));
-    }
-    if !norm.finite {
-        return Ok(Outcome::Skipped(format!("its loss is {loss}, but a gradient is NaN or infinite")));
-    }
-    let scale = settings.max_norm.map_or(1.0, |most| (most / norm.value.max(1e-12)).min(1.0));
-    let update = settings.optimizer_step(state.step, state.updates + 1, scale);
-    decoder.update(ops, &update);
-    Ok(Outcome::Done { loss, rate: update.rate, norm: norm.value })
+    Ok(match (norm.finite, loss.is_finite()) {
+        (true, _) => Outcome::Done { loss, norm: norm.value, asked },
+        (false, true) => Outcome::Skipped(format!("its loss is {loss}, but a gradient is NaN or infinite")),
+        (false, false) => Outcome::Skipped(format!("its loss is {loss}")),
+    })
 }
 
 /// Leaves the gradients of the step's mean loss, summed over ranks, and returns the losses of this rank's passes; none

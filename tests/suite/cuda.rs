@@ -13,7 +13,7 @@ use flanc::model::cpu::Cpu;
 use flanc::model::cuda::device::{ALIGNMENT, Arg, Buffer, Device, Launch, Product};
 use flanc::model::cuda::{Cuda, attention, bench, check, driver, gemm, layout};
 use flanc::model::decoder::{Decoder, Layout, Purpose};
-use flanc::model::ops::{AdafactorStep, Batch, Ops};
+use flanc::model::ops::{AdafactorStep, Batch, Ops, Rate};
 use flanc::model::ranks::{Place, Ranks};
 use flanc::model::weights;
 use flanc::seed::Seed;
@@ -24,7 +24,7 @@ use super::compile::{Scratch, stderr, walk};
 use super::simulator::{self, SEEDS, Simulator};
 
 /// The simulator as a device: an arena in the memory of the host.
-struct Simulated {
+pub struct Simulated {
     simulator: &'static Simulator,
     /// Order in which threads, warps and blocks run.
     seed: u32,
@@ -194,28 +194,29 @@ fn mean(losses: &[f32]) -> f64 {
     losses.iter().map(|&l| f64::from(l)).sum::<f64>() / losses.len() as f64
 }
 
+const STEP: AdafactorStep = AdafactorStep {
+    rate: Rate::Fixed(1e-2),
+    decay_rate: -0.8,
+    max_norm: Some(0.1),
+    eps1: 1e-30,
+    eps2: 1e-3,
+    clip_threshold: 1.0,
+    weight_decay: 0.01,
+    scale_parameter: false,
+};
+
 /// Steps as a run does them; the loss of each.
 fn steps(decoder: &Decoder, ops: &mut impl Ops, count: u32) -> Vec<f64> {
     let batch = batch();
-    let step = |t: u32| {
+    let step = |_| {
         decoder.zero_gradients(ops);
         let loss = mean(&decoder.train(ops, &batch, 1.0 / batch.rows.len() as f32));
-        let norm = decoder.gradient_norm(ops);
-        assert!(norm.finite);
-        let step = AdafactorStep {
-            rate: 1e-2,
-            beta2: 1.0 - f64::from(t).powf(-0.8),
-            eps1: 1e-30,
-            eps2: 1e-3,
-            clip_threshold: 1.0,
-            weight_decay: 0.01,
-            scale_parameter: false,
-            gradient_scale: 1.0 / norm.value,
-        };
-        decoder.update(ops, &step);
+        let norm = decoder.update(ops, &STEP);
+        let norm = ops.norm_arrived(norm);
+        assert!(norm.finite && norm.value > STEP.max_norm.unwrap(), "{norm:?}");
         loss
     };
-    (1..=count).map(step).collect()
+    (0..count).map(step).collect()
 }
 
 // bf16 keeps 8 bits: rounding is some 2⁻⁹ = 0.002 of a number. A result goes through a dozen roundings a layer, which

@@ -7,9 +7,14 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use flanc::diag::Result;
+use flanc::model::config::Config;
 use flanc::model::cpu::Cpu;
-use flanc::model::ops::Batch;
+use flanc::model::cuda::Cuda;
+use flanc::model::decoder::{Decoder, Layout, Purpose};
+use flanc::model::ops::{Batch, Ops};
 use flanc::model::ranks::Ranks;
+use flanc::model::weights;
+use flanc::seed::Seed;
 use flanc::shard::columns::PackedRows;
 use flanc::shard::writer::ShardWriter;
 use flanc::train::data::{Data, Limits};
@@ -17,6 +22,8 @@ use flanc::train::settings::Settings;
 use flanc::train::{Event, Origin, Run, Summary};
 
 use super::compile::{Scratch, run, stderr, walk};
+use super::cuda::Simulated;
+use super::simulator::Simulator;
 
 const RECIPE: &str = "tasks = ['rte', 'trec']\nlengths = { inputs = 96, targets = 31 }\n\
     output = { profile = 'packed', sequence = 128, shard_tokens = 30_000 }";
@@ -30,6 +37,7 @@ const SETTINGS: &str = "steps = 12\ntokens_per_step = 1024\nmicro_batch = 512\nc
 /// A compiled mixture, and a model to be.
 struct Bench {
     scratch: Scratch,
+    origin: Origin,
 }
 
 impl Bench {
@@ -40,15 +48,16 @@ impl Bench {
     fn of(recipe: &str) -> Bench {
         let scratch = Scratch::new();
         run(recipe, &scratch.join("data"));
-        fs::write(scratch.join("config.json"), CONFIG).unwrap();
-        Bench { scratch }
+        let config = scratch.join("config.json");
+        fs::write(&config, CONFIG).unwrap();
+        Bench { scratch, origin: Origin::Fresh(config) }
     }
 
     fn run(&self, out: &str, settings: &str) -> Run {
         Run {
             data: self.scratch.join("data"),
             out: self.scratch.join(out),
-            origin: Origin::Fresh(self.scratch.join("config.json")),
+            origin: self.origin.clone(),
             settings: toml::from_str(settings).unwrap(),
         }
     }
@@ -57,15 +66,23 @@ impl Bench {
         fs::write(self.scratch.join("train.toml"), settings).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_flanc"));
         command.arg("train").arg("--data").arg(self.scratch.join("data")).arg("--out").arg(self.scratch.join(out));
-        command.arg("--init").arg(self.scratch.join("config.json"));
+        match &self.origin {
+            Origin::Fresh(config) => command.arg("--init").arg(config),
+            Origin::Checkpoint(model) => command.arg("--model").arg(model),
+            Origin::Tiny => command.args(["--init", "tiny"]),
+        };
         command.arg("--settings").arg(self.scratch.join("train.toml")).args(["--threads", "2", "--device", "cpu"]);
         command
     }
 }
 
 fn train(run: &Run) -> (Result<Summary>, Vec<Event>) {
+    train_on::<Cpu>(run)
+}
+
+fn train_on<O: Ops + Send>(run: &Run) -> (Result<Summary>, Vec<Event>) {
     let mut events = Vec::new();
-    let outcome = flanc::train::train::<Cpu>(run, &mut Ranks::alone(), &mut |event| events.push(event.clone()));
+    let outcome = flanc::train::train::<O>(run, &mut Ranks::alone(), &mut |event| events.push(event.clone()));
     (outcome, events)
 }
 
@@ -73,7 +90,7 @@ fn losses(events: &[Event]) -> Vec<f64> {
     events.iter().filter_map(|e| if let Event::Step { loss, .. } = e { Some(*loss) } else { None }).collect()
 }
 
-/// Steps and validations of a log, without what depends on the clock.
+/// Steps, those that were skipped, and validations of a log, without what depends on the clock.
 fn logged(out: &Path) -> Vec<String> {
     let text = fs::read_to_string(out.join("log.jsonl")).unwrap();
     let events = text.lines().map(|line| serde_json::from_str::<Event>(line).unwrap());
@@ -82,6 +99,7 @@ fn logged(out: &Path) -> Vec<String> {
             Some(format!("{step} {loss} {targets} {tokens} {rate} {norm}"))
         }
         Event::Validation { step, loss, targets, .. } => Some(format!("validation {step} {loss} {targets}")),
+        Event::Skipped { step, reason, rows, .. } => Some(format!("skipped {step} {reason} {rows:?}")),
         _ => None,
     });
     timeless.collect()
@@ -299,15 +317,15 @@ fn any_position_of_the_data_can_be_gone_on_from() {
     }
 }
 
-/// Overwrites the training shards with rows of the given ids and first target.
-fn overwrite(bench: &Bench, ids: &[u32], target_start: usize) {
+/// Overwrites the training shards with rows of the given ids and first target, and no rows are left for validation.
+fn overwrite<'i>(bench: &Bench, ids: impl IntoIterator<Item = &'i [u32]>, target_start: usize) {
     let data = bench.scratch.join("data");
     let file = walk(&data).into_iter().find(|f| f.starts_with("mixture/train-00000") && !f.contains("provenance"));
     let mut manifest: serde_json::Value =
         serde_json::from_str(&fs::read_to_string(data.join("manifest.json")).unwrap()).unwrap();
     let mut writer = ShardWriter::create(&data, &file.unwrap(), PackedRows::schema(), &[]).unwrap();
     let mut rows = PackedRows::default();
-    for _ in 0..8 {
+    for ids in ids {
         rows.push(ids, target_start);
         rows.close(ids.len(), 128, 0);
     }
@@ -322,7 +340,7 @@ fn overwrite(bench: &Bench, ids: &[u32], target_start: usize) {
 #[test]
 fn steps_without_targets_are_skipped_and_at_last_refused() {
     let bench = Bench::new();
-    overwrite(&bench, &[5; 100], 100);
+    overwrite(&bench, [&[5; 100][..]; 8], 100);
     let (outcome, events) = train(&bench.run("run", &format!("max_skipped = 3\n{SETTINGS}")));
     let said = outcome.unwrap_err().to_string();
     assert!(said.contains("error[too-many-skipped]") && said.contains("no token of it is trained"), "{said}");
@@ -341,13 +359,101 @@ fn nan_and_inf_leave_the_weights_alone() {
     assert!(losses(&events).iter().all(|l| l.is_finite()));
 }
 
+/// A model to which one token is infinite, and the ids of rows, that token in one of them; also without this row and the one
+/// before it.
+fn with_a_bad_token() -> (Bench, Vec<Vec<u32>>, Vec<Vec<u32>>) {
+    const BAD: u32 = 7;
+    let mut bench = Bench::new();
+    let config = r#"{"model_type": "llama", "vocab_size": 2048, "hidden_size": 32, "intermediate_size": 24,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 128}"#;
+    let layout = Layout { tokens: 1, logit_rows: 1, purpose: Purpose::Score };
+    let (decoder, table) = Decoder::lay_out(Config::parse(config).unwrap(), layout);
+    let mut cpu = Cpu::allocate(table).unwrap();
+    weights::init(Seed(17), &decoder, &mut cpu);
+    let embedding = &decoder.parameters[0];
+    assert_eq!(embedding.name, "model.embed_tokens.weight");
+    let mut values = cpu.read(embedding.weight);
+    values[32 * BAD as usize + 5] = f32::INFINITY;
+    cpu.write(embedding.weight, &values);
+    let model = bench.scratch.join("bad-token");
+    weights::save(&model, &decoder, &cpu, weights::Dtype::F32).unwrap();
+    bench.origin = Origin::Checkpoint(model);
+
+    let mut rows: Vec<Vec<u32>> = (0..16).map(|k| (0..100).map(|i| 10 + (i * 7 + k * 13) % 50).collect()).collect();
+    rows[5][40] = BAD;
+    let mut without = rows.clone();
+    without.drain(4..6);
+    (bench, rows, without)
+}
+
+/// A step that is skipped, which a backend with a queue says when the next one is under way, changes nothing, and does not
+/// count: the run goes as if its rows had not been there.
+fn check_skipped<O: Ops + Send>() -> Vec<f64> {
+    let settings = IN_PASSES.replace("micro_batch = 256", "micro_batch = 128");
+    let settings = &settings.replace("tokens_per_step = 1024", "tokens_per_step = 256");
+    let (bench, rows, without) = with_a_bad_token();
+    overwrite(&bench, rows.iter().map(Vec::as_slice), 60);
+    let late = bench.run("late", settings);
+    let (outcome, events) = train_on::<O>(&late);
+    assert_eq!(outcome.unwrap().skipped, 1);
+    let lines = logged(&late.out);
+    assert_eq!(lines[2], "skipped 3 its loss is NaN (4, 6)");
+    // With a checkpoint, everything before it is known.
+    let known = bench.run("known", &settings.replace("checkpoint_every = 4", "checkpoint_every = 1"));
+    train_on::<O>(&known).0.unwrap();
+    assert_eq!(logged(&known.out), lines);
+    // Whoever goes on knows how many steps count.
+    let parts = bench.run("parts", settings);
+    train_on::<O>(&Run { settings: Settings { steps: 5, ..parts.settings.clone() }, ..parts.clone() }).0.unwrap();
+    train_on::<O>(&parts).0.unwrap();
+    assert_eq!(logged(&parts.out), lines);
+    overwrite(&bench, without.iter().map(Vec::as_slice), 60);
+    let never = bench.run("never", &settings.replace("steps = 8", "steps = 7"));
+    let (outcome, expected) = train_on::<O>(&never);
+    outcome.unwrap();
+    assert_eq!(losses(&events), losses(&expected));
+    let read = |run: &Run, name: &str, steps: u64| {
+        fs::read(run.out.join(format!("checkpoints/step-{steps:08}/{name}.safetensors"))).unwrap()
+    };
+    for name in ["model", "optimizer"] {
+        assert!(read(&late, name, 8) == read(&known, name, 8), "{name}");
+        assert!(read(&late, name, 8) == read(&parts, name, 8), "{name}");
+        assert!(read(&late, name, 8) == read(&never, name, 7), "{name}");
+    }
+    losses(&events)
+}
+
+#[test]
+fn a_skipped_step_is_as_if_it_had_not_been() {
+    let on_cpu = check_skipped::<Cpu>();
+    if Simulator::get().is_some() {
+        let simulated = check_skipped::<Cuda<Simulated>>();
+        for (found, expected) in simulated.iter().zip(&on_cpu) {
+            assert!((found - expected).abs() < 1e-2 * expected, "{simulated:?} {on_cpu:?}");
+        }
+    }
+}
+
+#[test]
+fn every_rank_skips_what_one_skips() {
+    let (bench, rows, _) = with_a_bad_token();
+    overwrite(&bench, rows.iter().map(Vec::as_slice), 60);
+    train(&bench.run("one", IN_PASSES)).0.unwrap();
+    together(&bench, "two", &[&[], &[]]).unwrap();
+    let [one, two] = ["one", "two"].map(|out| bench.scratch.join(out));
+    assert_eq!(logged(&one), logged(&two));
+    for file in ["model/model.safetensors", "checkpoints/step-00000008/optimizer.safetensors"] {
+        assert!(fs::read(one.join(file)).unwrap() == fs::read(two.join(file)).unwrap(), "{file} differs");
+    }
+}
+
 #[test]
 fn rows_that_do_not_fit_are_refused() {
     let bench = Bench::new();
-    overwrite(&bench, &[5, 2047, 2048, 1], 2);
+    overwrite(&bench, [&[5, 2047, 2048, 1][..]; 8], 2);
     let said = train(&bench.run("run", SETTINGS)).0.unwrap_err().to_string();
     assert!(said.contains("error[packed-row]") && said.contains("2048"), "{said}");
-    overwrite(&bench, &[5; 100], 50);
+    overwrite(&bench, [&[5; 100][..]; 8], 50);
     fs::write(bench.scratch.join("config.json"), CONFIG.replace("128,", "64,")).unwrap();
     let said = train(&bench.run("run", SETTINGS)).0.unwrap_err().to_string();
     assert!(said.contains("a segment of 100 tokens"), "{said}");

@@ -10,11 +10,35 @@
 
 #define ROWS 4
 
-// In device memory, so that a captured graph stays valid from step to step.
+// What the host asks for. In device memory, as is all that varies from step to step, so that a captured graph stays valid.
+struct Asked {
+  double rate, decay_rate, max_norm;
+  float eps1, eps2, clip_threshold, weight_decay;
+  int scale_parameter, relative;
+};
+// What is done. A step that is not `done` changes neither weights nor moments.
 struct AdafactorStep {
   float rate, beta2, eps1, eps2, clip_threshold, weight_decay, gradient_scale;
-  int scale_parameter;
+  int scale_parameter, done;
 };
+
+// The step by the gradients' norm, if it is finite, and by how many were done before.
+// grid 1  block any
+extern "C" __global__ void adafactor_begin(AdafactorStep* step, u32* steps_done, const Asked* asked, const double* norm,
+                                           const u32* finite) {
+  if (threadIdx.x) return;
+  u32 t = *steps_done += *finite;
+  double length = *norm > 1e-12 ? *norm : 1e-12, root = 1 / sqrt((double)t);
+  AdafactorStep s;
+  s.rate = (float)(asked->relative ? (root < 1e-2 ? root : 1e-2) : asked->rate);
+  s.beta2 = (float)(1 - pow((double)t, asked->decay_rate));
+  s.eps1 = asked->eps1, s.eps2 = asked->eps2;
+  s.clip_threshold = asked->clip_threshold, s.weight_decay = asked->weight_decay;
+  s.gradient_scale = (float)(asked->max_norm < length ? asked->max_norm / length : 1);
+  s.scale_parameter = asked->scale_parameter, s.done = *finite;
+  *step = s;
+}
+EXPORT_KERNEL(adafactor_begin)
 
 __device__ __forceinline__ float square(float x) { return x * x; }
 
@@ -89,6 +113,7 @@ __device__ __forceinline__ void moments(float* vr, float* columns, float* w2_par
 extern "C" __global__ void __launch_bounds__(256) adafactor_stats(float* vr, float* col_part, float* w2_part,
                                                                   const float* g, const float* w,
                                                                   const AdafactorStep* step, int R, int C) {
+  if (!step->done) return;
   float* columns = col_part + (i64)blockIdx.x * C;
   if (C % 4 == 0)
     moments<true>(vr, columns, w2_part, g, w, *step, R, C);
@@ -102,6 +127,7 @@ EXPORT_KERNEL(adafactor_stats)
 extern "C" __global__ void __launch_bounds__(512) adafactor_factors(float* vc, float* scalars, const float* vr,
                                                                     const float* col_part, const float* w2_part,
                                                                     const AdafactorStep* step, int parts, int R, int C) {
+  if (!step->done) return;
   if (blockIdx.x == gridDim.x - 1) {
     double sum = 0, w2 = 0;
     for (int i = threadIdx.x; i < R; i += blockDim.x) sum += vr[i];
@@ -158,6 +184,7 @@ __device__ __forceinline__ double update_squares(const float* g, const float* vr
 extern "C" __global__ void __launch_bounds__(256) adafactor_rms(float* u2_part, const float* g, const float* vr,
                                                                 const float* vc, const float* scalars,
                                                                 const AdafactorStep* step, int R, int C) {
+  if (!step->done) return;
   float scale = step->gradient_scale;
   double u2 = C % 4 == 0 ? update_squares<true>(g, vr, vc, scalars, scale, R, C)
                          : update_squares<false>(g, vr, vc, scalars, scale, R, C);
@@ -216,6 +243,7 @@ extern "C" __global__ void __launch_bounds__(256) adafactor_apply(float* w, bf16
                                                                   const float* g, const float* vr, const float* vc,
                                                                   const float* scalars, const AdafactorStep* step,
                                                                   int parts, int R, int C) {
+  if (!step->done) return;
   double u2 = 0;
   for (int i = threadIdx.x; i < parts; i += blockDim.x) u2 += u2_part[i];
   Rates by = rates(step, scalars[1], block_sum(u2) / ((double)R * C));
@@ -231,6 +259,7 @@ EXPORT_KERNEL(adafactor_apply)
 // grid 1  block 1024
 extern "C" __global__ void __launch_bounds__(1024) adafactor_vector(float* w, bf16* compute, float* v, const float* g,
                                                                     const AdafactorStep* step, int n) {
+  if (!step->done) return;
   float beta2 = step->beta2, scale = step->gradient_scale;
   double w2 = 0, u2 = 0;
   for (int i = threadIdx.x; i < n; i += blockDim.x) {

@@ -3,10 +3,34 @@
 //! parameter, which is what a step costs where batches are small.
 
 use super::device::{Arg, Buffer, Device, Launch};
-use crate::model::ops::AdafactorStep;
+use super::norm::NORM_BYTES;
+use crate::model::ops::{AdafactorStep, Rate};
 
-/// Bytes of `AdafactorStep` as the kernels read it.
-pub const STEP_BYTES: usize = 32;
+/// Bytes of `Asked` in the kernels: what the host asks for.
+const ASKED_BYTES: usize = 48;
+/// Bytes of `Step` in the kernels: what is done, which the norm of the gradients and the steps before decide.
+const STEP_BYTES: usize = 36;
+
+/// Where the numbers of a step lie, one after another, each at a multiple of 8 bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Scalars {
+    pub asked: Buffer,
+    /// Norm of the gradients, and whether it is a number.
+    pub norm: Buffer,
+    /// Steps that were done (u32).
+    pub done: Buffer,
+    step: Buffer,
+}
+
+impl Scalars {
+    pub const BYTES: usize = ASKED_BYTES + NORM_BYTES + 4 + STEP_BYTES.next_multiple_of(8);
+
+    pub fn of(buffer: Buffer) -> Scalars {
+        let norm = buffer.after(ASKED_BYTES);
+        let done = norm.after(NORM_BYTES);
+        Scalars { asked: buffer, norm, done, step: done.after(4) }
+    }
+}
 
 /// Blocks that share the rows of a matrix, always as many: each leaves its part of the columns' sums.
 const PARTS: usize = 528;
@@ -17,16 +41,26 @@ pub fn partial(i: usize) -> usize {
     PARTS * i + 2 * PARTS + 2
 }
 
-/// The step as the kernels read it: seven f32 and an int.
-pub fn step_bytes(step: &AdafactorStep) -> [u8; STEP_BYTES] {
-    let numbers =
-        [step.rate, step.beta2, step.eps1, step.eps2, step.clip_threshold, step.weight_decay, step.gradient_scale];
-    let mut bytes = [0; STEP_BYTES];
-    for (place, number) in bytes.as_chunks_mut().0.iter_mut().zip(numbers) {
-        *place = (number as f32).to_le_bytes();
-    }
-    bytes[28..].copy_from_slice(&i32::from(step.scale_parameter).to_le_bytes());
+/// What is asked for as the kernels read it: three f64, four f32 and two ints.
+pub fn asked_bytes(step: &AdafactorStep) -> Vec<u8> {
+    let (rate, relative) = match step.rate {
+        Rate::Fixed(rate) => (rate, false),
+        Rate::Relative => (0.0, true),
+    };
+    let exact = [rate, step.decay_rate, step.max_norm.unwrap_or(f64::INFINITY)].map(f64::to_le_bytes);
+    let short = [step.eps1, step.eps2, step.clip_threshold, step.weight_decay].map(|n| (n as f32).to_le_bytes());
+    let flags = [step.scale_parameter, relative].map(|flag| i32::from(flag).to_le_bytes());
+    let bytes = [exact.as_flattened(), short.as_flattened(), flags.as_flattened()].concat();
+    assert_eq!(bytes.len(), ASKED_BYTES);
     bytes
+}
+
+/// Decides by the norm what the step is, and whether it is done at all; a step that is done is counted.
+pub fn begin(device: &mut impl Device, scalars: Scalars) {
+    let Scalars { asked, norm, done, step } = scalars;
+    let arguments =
+        [step.f32(STEP_BYTES / 4), done.u32(1), asked.f64(ASKED_BYTES / 8), norm.f64(1), norm.after(8).u32(1)];
+    device.launch(Launch::row("adafactor_begin", 1, 32), &arguments);
 }
 
 /// A weight in f32, its copy in bf16, and its gradient.
@@ -42,15 +76,17 @@ pub fn matrix(
     device: &mut impl Device,
     weight: Weight,
     [rows, columns]: [Buffer; 2],
-    [step, partial]: [Buffer; 2],
+    scalars: Scalars,
+    partial: Buffer,
     [o, i]: [usize; 2],
 ) {
+    let step = scalars.step;
     let parts = o.div_ceil(8).min(PARTS);
     let column_part = partial.f32(parts * i);
     let weight_part = partial.after(4 * parts * i);
     let update_part = weight_part.after(4 * parts);
-    let scalars = update_part.after(4 * parts);
-    let (weight_part, update_part, scalars) = (weight_part.f32(parts), update_part.f32(parts), scalars.f32(2));
+    let means = update_part.after(4 * parts);
+    let (weight_part, update_part, means) = (weight_part.f32(parts), update_part.f32(parts), means.f32(2));
     let (w, copy, g) = (weight.own.f32(o * i), weight.copy.bf16(o * i), weight.gradient.f32(o * i));
     let (vr, vc, step, parts_given) = (rows.f32(o), columns.f32(i), step.f32(STEP_BYTES / 4), Arg::int(parts));
     let shape = [Arg::int(o), Arg::int(i)];
@@ -58,20 +94,20 @@ pub fn matrix(
         device.launch(Launch::row(kernel, blocks, block), &[arguments, &shape].concat());
     };
     launch("adafactor_stats", parts, 256, &[vr, column_part, weight_part, g, w, step]);
-    let factors = [vc, scalars, vr, column_part, weight_part, step, parts_given];
+    let factors = [vc, means, vr, column_part, weight_part, step, parts_given];
     launch("adafactor_factors", i.div_ceil(32) + 1, 512, &factors);
-    launch("adafactor_rms", parts, 256, &[update_part, g, vr, vc, scalars, step]);
-    launch("adafactor_apply", parts, 256, &[w, copy, update_part, g, vr, vc, scalars, step, parts_given]);
+    launch("adafactor_rms", parts, 256, &[update_part, g, vr, vc, means, step]);
+    launch("adafactor_apply", parts, 256, &[w, copy, update_part, g, vr, vc, means, step, parts_given]);
 }
 
 /// A step for a vector (n), with a moment for each of its numbers.
-pub fn vector(device: &mut impl Device, weight: Weight, moments: Buffer, step: Buffer, n: usize) {
+pub fn vector(device: &mut impl Device, weight: Weight, moments: Buffer, scalars: Scalars, n: usize) {
     let arguments = [
         weight.own.f32(n),
         weight.copy.bf16(n),
         moments.f32(n),
         weight.gradient.f32(n),
-        step.f32(STEP_BYTES / 4),
+        scalars.step.f32(STEP_BYTES / 4),
         Arg::int(n),
     ];
     device.launch(Launch::row("adafactor_vector", 1, 1024), &arguments);

@@ -15,7 +15,7 @@ use crate::diag::Result;
 use crate::model::arena::{Group, Kind, Table, Tensor};
 use crate::model::config::Config;
 use crate::model::decoder::{Decoder, Layout, Purpose};
-use crate::model::ops::{AdafactorStep, Batch, Ops};
+use crate::model::ops::{AdafactorStep, Batch, Ops, Rate};
 use crate::model::speed;
 use crate::seed::Seed;
 
@@ -225,7 +225,7 @@ pub fn kernels<D: Device>(device: D, scale: &Scale, ceilings: Ceilings, mut repo
         let case = check::case(shape, operation);
         let mut cuda = Cuda::over(device, case.table.clone())?;
         fill(&mut cuda, &case.tensors);
-        check::prepare(&mut cuda, shape, &batch);
+        check::prepare(&mut cuda, shape, &batch, operation, &case);
         let seconds = time(&mut cuda, scale.seconds, |cuda| {
             check::run(cuda, operation, &case, batch.rows.len());
         });
@@ -311,20 +311,25 @@ pub fn model<D: Device>(
         tile(&mut cuda, parameter.weight, if norm { &[1.0] } else { &block });
     }
     let step = AdafactorStep {
-        rate: 3e-5,
-        beta2: 0.5,
+        rate: Rate::Fixed(3e-5),
+        decay_rate: -0.8,
+        max_norm: None,
         eps1: 1e-30,
         eps2: 1e-3,
         clip_threshold: 1.0,
         weight_decay: 0.0,
         scale_parameter: false,
-        gradient_scale: 1.0,
     };
+    // As in training, what comes back is asked for a step late.
+    let mut before = None;
     let step_seconds = time(&mut cuda, 10.0 * scale.seconds, |cuda| {
         decoder.zero_gradients(cuda);
-        decoder.train(cuda, &batch, 1.0 / batch.rows.len() as f32);
-        decoder.gradient_norm(cuda);
-        decoder.update(cuda, &step);
+        let losses = decoder.begin(cuda, &batch, 1.0 / batch.rows.len() as f32);
+        let norm = decoder.update(cuda, &step);
+        if let Some((losses, norm)) = before.replace((losses, norm)) {
+            cuda.arrived(losses);
+            cuda.norm_arrived(norm);
+        }
     });
     let speed = Speed {
         model: name.to_owned(),

@@ -14,7 +14,7 @@ use crate::model::arena::{Bounds, Group, Kind, Table, Tensor};
 use crate::model::config::Config;
 use crate::model::cpu::Cpu;
 use crate::model::decoder::{Decoder, Layout, Purpose};
-use crate::model::ops::{AdafactorStep, AttentionGradients, AttentionSaved, Batch, Moments, Ops, Turn};
+use crate::model::ops::{AdafactorStep, AttentionGradients, AttentionSaved, Batch, Moments, Ops, Rate, Turn};
 use crate::model::weights;
 use crate::seed::Seed;
 
@@ -295,7 +295,7 @@ fn apply<O: Ops>(ops: &mut O, shape: Shape, operation: Operation, case: &Case) -
         ops.write(tensor, &numbers);
     }
     let batch = batch(shape.tokens, shape.vocabulary);
-    prepare(ops, shape, &batch);
+    prepare(ops, shape, &batch, operation, case);
     if operation == AttentionBackward {
         run(ops, Attention, case, 0); // which gives it o and lse
     }
@@ -314,26 +314,31 @@ fn apply<O: Ops>(ops: &mut O, shape: Shape, operation: Operation, case: &Case) -
 }
 
 /// What operations need besides their operands.
-pub(super) fn prepare(ops: &mut impl Ops, shape: Shape, batch: &Batch) {
+pub(super) fn prepare(ops: &mut impl Ops, shape: Shape, batch: &Batch, operation: Operation, case: &Case) {
     let frequencies: Vec<f32> = (0..shape.head_dim / 2).map(|i| 0.8f32.powi(i as i32)).collect();
     ops.set_rotations(&frequencies, shape.tokens);
     ops.load(batch);
+    if matches!(operation, AdafactorMatrix | AdafactorVector) {
+        ops.set_steps_done(1); // the second one keeps some of the moments
+        ops.begin_step(&case.tensors[1..2], &STEP);
+    }
 }
+
+const STEP: AdafactorStep = AdafactorStep {
+    rate: Rate::Fixed(1e-2),
+    decay_rate: -0.8,
+    max_norm: Some(0.5),
+    eps1: 1e-30,
+    eps2: 1e-3,
+    clip_threshold: 1.0,
+    weight_decay: 0.1,
+    scale_parameter: true,
+};
 
 /// Does an operation, and hands out what it returns. The batch has `count` rows.
 pub(super) fn run(ops: &mut impl Ops, operation: Operation, case: &Case, count: usize) -> Option<Vec<f32>> {
     let t = &case.tensors;
     let tokens = ops.table().bounds().tokens;
-    let step = AdafactorStep {
-        rate: 1e-2,
-        beta2: 0.6,
-        eps1: 1e-30,
-        eps2: 1e-3,
-        clip_threshold: 1.0,
-        weight_decay: 0.1,
-        scale_parameter: true,
-        gradient_scale: 0.5,
-    };
     match operation {
         Embed => ops.embed(t[0], t[1]),
         EmbedBackward => ops.embed_backward(t[0], t[1]),
@@ -356,9 +361,13 @@ pub(super) fn run(ops: &mut impl Ops, operation: Operation, case: &Case, count: 
         Scatter => ops.scatter(t[0], t[1], 0, count),
         CrossEntropy => ops.cross_entropy(t[0], t[1], 0, count, Some(0.125)),
         Argmax => return Some(ops.argmax(t[0], count).into_iter().map(|token| token as f32).collect()),
-        Norm => return Some(vec![ops.norm(&t[..2]).value as f32]),
-        AdafactorMatrix => ops.adafactor(t[0], t[1], Moments::Factored { rows: t[2], columns: t[3] }, &step),
-        AdafactorVector => ops.adafactor(t[0], t[1], Moments::Full(t[2]), &step),
+        Norm => {
+            ops.begin_step(&t[..2], &STEP);
+            let norm = ops.norm();
+            return Some(vec![ops.norm_arrived(norm).value as f32]);
+        }
+        AdafactorMatrix => ops.adafactor(t[0], t[1], Moments::Factored { rows: t[2], columns: t[3] }),
+        AdafactorVector => ops.adafactor(t[0], t[1], Moments::Full(t[2])),
     }
     None
 }
@@ -431,22 +440,15 @@ pub fn training<D: Device>(device: D, steps: usize, mut report: impl FnMut(&Comp
 fn losses<O: Ops>(decoder: &Decoder, ops: &mut O, batch: &Batch, steps: usize) -> Vec<f64> {
     ops.set_rotations(&decoder.config.rotation_frequencies(), decoder.layout.tokens);
     weights::init(Seed(17), decoder, ops);
-    let step = |t: usize| AdafactorStep {
-        rate: 3e-3,
-        beta2: 1.0 - (t as f64).powf(-0.8),
-        eps1: 1e-30,
-        eps2: 1e-3,
-        clip_threshold: 1.0,
-        weight_decay: 0.0,
-        scale_parameter: false,
-        gradient_scale: 1.0,
-    };
+    let step =
+        AdafactorStep { rate: Rate::Fixed(3e-3), max_norm: None, weight_decay: 0.0, scale_parameter: false, ..STEP };
     let mut losses = Vec::new();
-    for t in 1..=steps {
+    for _ in 0..steps {
         decoder.zero_gradients(ops);
         let of_rows = decoder.train(ops, batch, 1.0 / batch.rows.len() as f32);
         losses.push(of_rows.iter().map(|&l| f64::from(l)).sum::<f64>() / of_rows.len() as f64);
-        decoder.update(ops, &step(t));
+        let norm = decoder.update(ops, &step);
+        assert!(ops.norm_arrived(norm).finite, "gradients are numbers");
     }
     losses
 }

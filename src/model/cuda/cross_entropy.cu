@@ -46,7 +46,7 @@ __device__ __forceinline__ void write_gradient(bf16* row, Exponentials all, int 
 }
 
 // loss[r] = log sum_v exp logits[r, v] - logits[r, target[r]]; with_gradient, logits become
-// gradient (softmax(logits) - onehot(target)) · loss, target (rows), logits (rows, V)
+// gradient (softmax(logits) - onehot(target)), and NaN if the loss is not finite · loss, target (rows), logits (rows, V)
 // grid (rows)  block 1024; 2 bytes an element, with gradient 6
 extern "C" __global__ void __launch_bounds__(1024) cross_entropy(float* loss, bf16* logits, const u32* target, int V,
                                                                  float gradient, int with_gradient) {
@@ -65,8 +65,10 @@ extern "C" __global__ void __launch_bounds__(1024) cross_entropy(float* loss, bf
   for (int w = 1; w < warps; w++) all = join(all, part[w]);
   float of_target = to_f(row[t]);
   __syncthreads();  // the target's logit is overwritten below
-  if (threadIdx.x == 0) loss[blockIdx.x] = (all.max - of_target) + log2f(all.sum) * LN2;
+  float own_loss = (all.max - of_target) + log2f(all.sum) * LN2;
+  if (threadIdx.x == 0) loss[blockIdx.x] = own_loss;
   if (!with_gradient) return;
+  gradient += own_loss - own_loss;  // 0, or NaN
   if (whole)
     write_gradient<true>(row, all, t, V, gradient);
   else

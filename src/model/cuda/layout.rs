@@ -23,7 +23,7 @@ pub struct Scratch {
     pub partial: Tensor,
     /// Sums of squares of pieces of the gradients, in f64.
     pub squares: Tensor,
-    /// The optimizer's step, the norm, tokens that were found.
+    /// The optimizer's [`adafactor::Scalars`], tokens that were found.
     pub scalars: Tensor,
     /// For products.
     pub products: Tensor,
@@ -45,14 +45,11 @@ pub fn plan(table: Table) -> (Table, Scratch) {
         delta: add("attention delta", &[bounds.heads, bounds.tokens]),
         partial: add("partial sums", &[partial]),
         squares: add("squares", &[2 * squares]),
-        scalars: add("scalars", &[SCALARS / 4 + bounds.logit_rows]),
+        scalars: add("scalars", &[adafactor::Scalars::BYTES / 4 + bounds.logit_rows]),
         products: add("products", &[PRODUCT_BYTES / 4]),
     };
     (table, scratch)
 }
-
-/// Bytes of the scalars that come before the tokens: [`adafactor::STEP_BYTES`] of a step, then norm and flag.
-pub const SCALARS: usize = 128;
 
 /// Where a tensor lies.
 #[derive(Clone, Copy, Debug)]

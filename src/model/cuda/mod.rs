@@ -4,7 +4,9 @@
 //! [`Cuda`] carries the operations out over a [`Device`], of which there are two: a GPU, and the simulator of the
 //! tests, so that what is launched there, with which arguments, is what is launched here.
 //!
-//! Work is only put into a queue: the host waits where numbers come back to it (losses, the norm, tokens, weights).
+//! Work is only put into a queue. Losses and the norm of a step come back when they are done, and training asks for them
+//! a step late; the host waits only for tokens and weights. Whether a step of the optimizer is done at all is decided on
+//! the device, where the norm is: by what it leaves for the kernels of the optimizer to read ([`adafactor`]).
 //! All sums have a fixed order that depends on no clock and no device: the same run gives the same bytes again.
 
 pub mod device;
@@ -42,9 +44,10 @@ pub mod check;
 
 use half::bf16;
 
+use self::adafactor::Scalars;
 use self::batch::Loaded;
 use self::device::{Buffer, Device, Form, Product, bytes_of};
-use self::layout::{Place, SCALARS, Scratch};
+use self::layout::{Place, Scratch};
 use self::rmsnorm::Rows;
 use self::rope::Rotations;
 use super::arena::{Kind, Table, Tensor};
@@ -60,7 +63,7 @@ pub struct Cuda<D> {
     scratch: Scratch,
     loaded: Loaded,
     rotations: Rotations,
-    /// The step that lies on the device.
+    /// The step that the device is asked for.
     step: Option<AdafactorStep>,
 }
 
@@ -116,6 +119,10 @@ impl<D: Device> Cuda<D> {
         attention::Shape { tokens: self.loaded.tokens, heads: q[1], kv_heads: k[1], head_dim: q[2] }
     }
 
+    fn scalars(&self) -> Scalars {
+        Scalars::of(self.own(self.scratch.scalars))
+    }
+
     fn multiply(&mut self, form: Form, [c, a, b]: [Buffer; 3], [m, n, k]: [usize; 3], exact: bool, add: bool) {
         let workspace = self.own(self.scratch.products);
         self.device.multiply(&Product { form, c, a, b, m, n, k, exact, add }, workspace);
@@ -123,6 +130,7 @@ impl<D: Device> Cuda<D> {
 }
 
 impl<D: Device> Ops for Cuda<D> {
+    const QUEUES: bool = true;
     /// NCCL sums in an order of its own, and a second copy of the gradients would cost memory that models need.
     const SUMS_IN_ORDER: bool = false;
 
@@ -306,7 +314,7 @@ impl<D: Device> Ops for Cuda<D> {
     }
 
     fn argmax(&mut self, logits: Tensor, count: usize) -> Vec<u32> {
-        let tokens = self.own(self.scratch.scalars).after(SCALARS);
+        let tokens = self.own(self.scratch.scalars).after(Scalars::BYTES);
         let shape = [count, self.width(logits)];
         let logits = self.at(logits);
         cross_entropy::argmax(&mut self.device, [tokens, logits], shape);
@@ -321,31 +329,49 @@ impl<D: Device> Ops for Cuda<D> {
         self.device.sum_over_ranks(gradient, numbers, ranks)
     }
 
-    fn norm(&mut self, gradients: &[Tensor]) -> Norm {
-        let gradients: Vec<(Buffer, usize)> =
-            gradients.iter().map(|&g| (self.own(g), self.table.get(g).len())).collect();
-        let result = self.own(self.scratch.scalars).after(adafactor::STEP_BYTES);
-        let squares = self.own(self.scratch.squares);
-        norm::norm(&mut self.device, &gradients, squares, result)
+    fn set_steps_done(&mut self, done: u64) {
+        let done = u32::try_from(done).expect("a run has fewer than 2³² steps");
+        let at = self.scalars().done;
+        self.device.upload(at, &done.to_le_bytes());
     }
 
-    fn adafactor(&mut self, w: Tensor, g: Tensor, moments: Moments, step: &AdafactorStep) {
-        let [at, partial] = [self.scratch.scalars, self.scratch.partial].map(|t| self.own(t));
+    fn begin_step(&mut self, gradients: &[Tensor], step: &AdafactorStep) {
+        let scalars = self.scalars();
         if self.step != Some(*step) {
-            self.device.upload(at, &adafactor::step_bytes(step));
+            self.device.upload(scalars.asked, &adafactor::asked_bytes(step));
             self.step = Some(*step);
         }
+        let gradients: Vec<(Buffer, usize)> =
+            gradients.iter().map(|&g| (self.own(g), self.table.get(g).len())).collect();
+        let squares = self.own(self.scratch.squares);
+        norm::norm(&mut self.device, &gradients, squares, scalars.norm);
+        adafactor::begin(&mut self.device, scalars);
+    }
+
+    fn adafactor(&mut self, w: Tensor, g: Tensor, moments: Moments) {
+        let (scalars, partial) = (self.scalars(), self.own(self.scratch.partial));
         let weight = adafactor::Weight { own: self.own(w), copy: self.at(w), gradient: self.own(g) };
         match (moments, &self.table.get(w).shape[..]) {
             (Moments::Factored { rows, columns }, &[o, i]) => {
                 let moments = [self.own(rows), self.own(columns)];
-                adafactor::matrix(&mut self.device, weight, moments, [at, partial], [o, i]);
+                adafactor::matrix(&mut self.device, weight, moments, scalars, partial, [o, i]);
             }
             (Moments::Factored { .. }, shape) => unreachable!("moments of rows and columns of {shape:?}"),
             (Moments::Full(all), shape) => {
                 let (n, all) = (shape.iter().product(), self.own(all));
-                adafactor::vector(&mut self.device, weight, all, at, n);
+                adafactor::vector(&mut self.device, weight, all, scalars, n);
             }
         }
+    }
+
+    type Norm = D::Sent;
+
+    fn norm(&mut self) -> D::Sent {
+        let norm = self.scalars().norm;
+        self.device.send(norm, norm::NORM_BYTES)
+    }
+
+    fn norm_arrived(&mut self, norm: D::Sent) -> Norm {
+        norm::of_bytes(&self.device.arrived(norm))
     }
 }

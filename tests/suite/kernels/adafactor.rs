@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::{Buffer, Draw, Outcome, Run, Simulator, arguments, close, equal, schedules, with_simulator};
 
-/// As in the kernels: seven floats and an int.
+/// As in the kernels: seven floats and two ints.
 #[derive(Clone, Copy)]
 struct Step {
     rate: f32,
@@ -15,13 +15,26 @@ struct Step {
     weight_decay: f32,
     gradient_scale: f32,
     scale_parameter: bool,
+    done: bool,
 }
 
+const STEP: Step = Step {
+    rate: 1e-2,
+    beta2: 0.0,
+    eps1: 1e-30,
+    eps2: 1e-3,
+    clip_threshold: 1.0,
+    weight_decay: 0.0,
+    gradient_scale: 1.0,
+    scale_parameter: false,
+    done: true,
+};
+
 impl Step {
-    fn words(self) -> [u32; 8] {
+    fn words(self) -> [u32; 9] {
         let floats = [self.rate, self.beta2, self.eps1, self.eps2, self.clip_threshold, self.weight_decay];
         let [a, b, c, d, e, f] = floats.map(f32::to_bits);
-        [a, b, c, d, e, f, self.gradient_scale.to_bits(), self.scale_parameter.into()]
+        [a, b, c, d, e, f, self.gradient_scale.to_bits(), self.scale_parameter.into(), self.done.into()]
     }
 }
 
@@ -110,16 +123,7 @@ fn check_steps(
     let gradients: Vec<Vec<f32>> =
         (0..4).map(|_| draw.floats(n).iter().enumerate().map(|(i, v)| v * size(i)).collect()).collect();
     let step = |t: usize| {
-        let mut step = Step {
-            rate: 1e-2,
-            beta2: (1.0 - (t as f64).powf(-0.8)) as f32,
-            eps1: 1e-30,
-            eps2: 1e-3,
-            clip_threshold: 1.0,
-            weight_decay: 0.0,
-            gradient_scale: 1.0,
-            scale_parameter: false,
-        };
+        let mut step = Step { beta2: (1.0 - (t as f64).powf(-0.8)) as f32, ..STEP };
         change(&mut step);
         step
     };
@@ -149,8 +153,73 @@ fn check_steps(
     equal(&format!("{what}, copy in bf16"), &compute, &rounded)
 }
 
+/// A step that is not done, whatever its gradients are, leaves everything as it was.
+fn check_skipped(simulator: &Simulator) -> Outcome {
+    let (rows, columns, mut draw) = (6, 10, Draw(18));
+    let run = Run { simulator, seed: 0 };
+    for vector in [false, true] {
+        let n = rows * columns;
+        let lengths = if vector { [n, 0] } else { [rows, columns] };
+        let before = State { w: draw.floats(n), moments: lengths.map(|n| draw.floats(n)) };
+        let mut g = draw.floats(n);
+        g[7] = f32::NAN;
+        let mut state = before.clone();
+        let compute = launch(&run, &mut state, &g, columns, vector, Step { done: false, ..STEP })?;
+        equal("weights of a step that is skipped", &state.w, &before.w)?;
+        equal("its first moments", &state.moments[0], &before.moments[0])?;
+        equal("its second moments", &state.moments[1], &before.moments[1])?;
+        if !compute.iter().all(|c| c.is_nan()) {
+            return Err("a step that is skipped writes weights in bf16".to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// What is asked for: rate (none: relative), the norm that was found, and the most that it may be.
+fn check_begin(
+    simulator: &Simulator,
+    rate: Option<f64>,
+    (norm, finite): (f64, bool),
+    most: f64,
+    before: u32,
+) -> Outcome {
+    let run = Run { simulator, seed: 0 };
+    let asked = [rate.unwrap_or(0.0), -0.8, most].map(|v| [v.to_bits() as u32, (v.to_bits() >> 32) as u32]);
+    let rest = [1e-30f32, 1e-3, 2.0, 0.1].map(f32::to_bits);
+    let asked = [asked.as_flattened(), &rest, &[1, rate.is_none().into()]].concat();
+    let (mut step, mut done) = (Buffer::<u32>::unset(9), Buffer::new(&[before]));
+    let (asked, norm_found, flag) = (Buffer::new(&asked), Buffer::new(&[norm]), Buffer::new(&[u32::from(finite)]));
+    run.launch("adafactor_begin", [1, 1], 32, 0, arguments![&mut step, &mut done, &asked, &norm_found, &flag])?;
+    let t = f64::from(before + u32::from(finite));
+    equal("steps done", &done.get()?, &[t as u32])?;
+    let step = step.get()?;
+    if !finite {
+        return equal("the flag of a step that is skipped", &step[8..], &[0]);
+    }
+    let expected = Step {
+        rate: rate.unwrap_or((1.0 / t.sqrt()).min(1e-2)) as f32,
+        beta2: (1.0 - t.powf(-0.8)) as f32,
+        eps1: 1e-30,
+        eps2: 1e-3,
+        clip_threshold: 2.0,
+        weight_decay: 0.1,
+        gradient_scale: (most / norm.max(1e-12)).min(1.0) as f32,
+        scale_parameter: true,
+        done: true,
+    };
+    equal("a step that begins", &step, &expected.words())
+}
+
 /// All of it on shapes as small as show what goes wrong.
 pub fn check(simulator: &Simulator) -> Outcome {
+    check_skipped(simulator)?;
+    check_begin(simulator, Some(3e-5), (4.0, true), 1.0, 0)?;
+    check_begin(simulator, Some(3e-5), (4.0, true), f64::INFINITY, 7)?;
+    check_begin(simulator, Some(3e-5), (0.0, true), 1.0, 41)?;
+    check_begin(simulator, None, (0.5, true), 1.0, 3)?;
+    check_begin(simulator, None, (0.5, true), 1.0, 1_000_000)?;
+    check_begin(simulator, Some(3e-5), (f64::NAN, false), 1.0, 0)?;
+    check_begin(simulator, Some(3e-5), (f64::INFINITY, false), 1.0, 12)?;
     check_steps(simulator, 37, 300, false, |_| ())?;
     check_steps(simulator, 20, 33, false, |step| {
         (step.scale_parameter, step.rate) = (true, 0.5);
@@ -201,16 +270,7 @@ fn every_option() {
 #[test]
 fn without_gradient_nothing_moves() {
     with_simulator(|simulator| {
-        let step = Step {
-            rate: 1.0,
-            beta2: 0.0,
-            eps1: 1e-30,
-            eps2: 1e-3,
-            clip_threshold: 1.0,
-            weight_decay: 0.0,
-            gradient_scale: 1.0,
-            scale_parameter: false,
-        };
+        let step = Step { rate: 1.0, ..STEP };
         let w = Draw(17).floats(60);
         let run = Run { simulator, seed: 0 };
         let mut state = State { w: w.clone(), moments: [vec![0.0; 6], vec![0.0; 10]] };

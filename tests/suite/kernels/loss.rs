@@ -144,7 +144,14 @@ fn logits_that_are_not_numbers_give_no_loss() {
             run.launch("cross_entropy", [1, 1], 64, 0, arguments)?;
             let loss = loss.get()?[0];
             assert!(!loss.is_finite(), "{bad}: {loss}");
+            assert!(changed.get()?.iter().all(|g| g.is_nan()), "{bad}: a gradient that looks like one");
         }
+        // Infinitely unlikely: the other logits are numbers.
+        let logits = [bf16::ONE, bf16::NEG_INFINITY, bf16::ONE];
+        let (mut changed, mut loss, target) = (Buffer::new(&logits), Buffer::<f32>::unset(1), Buffer::new(&[1u32]));
+        let arguments = arguments![&mut loss, &mut changed, &target, 3usize, 1.0f32, 1usize];
+        run.launch("cross_entropy", [1, 1], 64, 0, arguments)?;
+        assert!(loss.get()?[0] == f32::INFINITY && changed.get()?.iter().all(|g| g.is_nan()));
         // What a mask leaves at minus infinity has no share.
         let logits = [bf16::NEG_INFINITY, bf16::ONE, bf16::ONE, bf16::NEG_INFINITY];
         let (mut changed, mut loss, target) = (Buffer::new(&logits), Buffer::<f32>::unset(1), Buffer::new(&[1u32]));

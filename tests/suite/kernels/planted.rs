@@ -236,6 +236,38 @@ const FAMILIES: [Family; 7] = [
             ),
             ("moments keep nothing", "adafactor.cu", "step.beta2 * vr[first + r] +", ""),
             (
+                "a skipped step changes the moments of rows",
+                "adafactor.cu",
+                "if (!step->done) return;\n  float* columns",
+                "float* columns",
+            ),
+            (
+                "a skipped step changes the moments of columns",
+                "adafactor.cu",
+                "if (!step->done) return;\n  if (blockIdx.x",
+                "if (blockIdx.x",
+            ),
+            (
+                "a skipped step changes a matrix",
+                "adafactor.cu",
+                "parts, int R, int C) {\n  if (!step->done) return;\n  double",
+                "parts, int R, int C) {\n  double",
+            ),
+            (
+                "a skipped step changes a vector",
+                "adafactor.cu",
+                "if (!step->done) return;\n  float beta2",
+                "float beta2",
+            ),
+            ("a skipped step counts", "adafactor.cu", "*steps_done += *finite", "*steps_done += 1"),
+            ("gradients are made longer", "adafactor.cu", "asked->max_norm < length ? ", "length > 0 ? "),
+            (
+                "a relative rate without bound",
+                "adafactor.cu",
+                "asked->relative ? (root < 1e-2 ? root : 1e-2)",
+                "asked->relative ? root",
+            ),
+            (
                 "the root of the sum, not of the mean",
                 "adafactor.cu",
                 "block_sum(u2) / ((double)R * C)",
