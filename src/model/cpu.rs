@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::arena::{Group, Table, Tensor};
 use super::ops::{
-    AdafactorStep, AttentionGradients, AttentionSaved, Batch, Cache, Cached, Moments, Norm, Ops, Past, Turn,
+    AdafactorStep, AttentionGradients, AttentionSaved, Batch, Cache, Cached, Moments, NO_TARGET, Norm, Ops, Past, Turn,
 };
 use super::ranks::Ranks;
 use super::speed;
@@ -29,15 +29,11 @@ pub struct Cpu {
     /// Cosine and sine by position and pair (P, D/2).
     rotations: Vec<(f32, f32)>,
     pairs: usize,
-    /// Steps of the optimizer that were done, and the one that was begun.
+    /// What the gradients of losses are multiplied by.
+    weight: f32,
+    /// Steps of the optimizer that were done, what the next one is asked to be, and the norm of the one that was begun.
     steps_done: u64,
-    step: Option<Begun>,
-}
-
-/// A step of the optimizer.
-#[derive(Clone, Copy)]
-struct Begun {
-    asked: AdafactorStep,
+    step: Option<AdafactorStep>,
     norm: Norm,
 }
 
@@ -152,7 +148,17 @@ impl Ops for Cpu {
             buffer.resize(entry.len(), if entry.group == Group::Weights { f32::NAN } else { 0.0 });
             buffers.push(buffer);
         }
-        Ok(Cpu { table, buffers, batch: Batch::default(), rotations: Vec::new(), pairs: 1, steps_done: 0, step: None })
+        Ok(Cpu {
+            table,
+            buffers,
+            batch: Batch::default(),
+            rotations: Vec::new(),
+            pairs: 1,
+            weight: 0.0,
+            steps_done: 0,
+            step: None,
+            norm: Norm::default(),
+        })
     }
 
     fn table(&self) -> &Table {
@@ -175,8 +181,9 @@ impl Ops for Cpu {
         self.buffers[tensor.index()].fill(0.0);
     }
 
-    fn load(&mut self, batch: &Batch) {
+    fn load(&mut self, batch: &Batch, weight: f32) {
         self.batch.clone_from(batch);
+        self.weight = weight;
     }
 
     fn set_rotations(&mut self, frequencies: &[f32], positions: usize) {
@@ -449,23 +456,29 @@ impl Ops for Cpu {
         self.put(dx, out);
     }
 
-    fn cross_entropy(&mut self, losses: Tensor, logits: Tensor, first: usize, count: usize, gradient: Option<f32>) {
+    fn cross_entropy(&mut self, losses: Tensor, logits: Tensor, first: usize, count: usize, gradient: bool) {
         let (mut out, mut out_losses, width) = (self.take(logits), self.take(losses), self.width(logits));
+        let weight = self.weight;
         out[..count * width]
             .par_chunks_mut(width)
             .zip(&mut out_losses[first..first + count])
             .zip(&self.batch.targets[first..first + count])
             .for_each(|((logits, loss), &target)| {
+                if target == NO_TARGET {
+                    *loss = 0.0;
+                    if gradient {
+                        logits.fill(0.0);
+                    }
+                    return;
+                }
                 let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let sum = sum_of(width, |i| (logits[i] - max).exp());
                 let lse = max + sum.ln();
                 *loss = lse - logits[target as usize];
-                if let Some(mut gradient) = gradient {
-                    if !loss.is_finite() {
-                        gradient = f32::NAN;
-                    }
-                    logits.iter_mut().for_each(|x| *x = gradient * (*x - lse).exp());
-                    logits[target as usize] -= gradient;
+                if gradient {
+                    let weight = if loss.is_finite() { weight } else { f32::NAN };
+                    logits.iter_mut().for_each(|x| *x = weight * (*x - lse).exp());
+                    logits[target as usize] -= weight;
                 }
             });
         self.put(logits, out);
@@ -507,22 +520,25 @@ impl Ops for Cpu {
         self.steps_done = done;
     }
 
-    fn begin_step(&mut self, gradients: &[Tensor], step: &AdafactorStep) {
+    fn set_step(&mut self, step: &AdafactorStep) {
+        self.step = Some(*step);
+    }
+
+    fn begin_step(&mut self, gradients: &[Tensor]) {
         let sum: f64 = gradients.iter().map(|&g| square_sum(self.get(g))).sum();
         // A sum of squares in f64 overflows for no finite f32; it is NaN or infinite where a gradient is.
-        let norm = Norm { value: sum.sqrt(), finite: sum.is_finite() };
-        self.steps_done += u64::from(norm.finite);
-        self.step = Some(Begun { asked: *step, norm });
+        self.norm = Norm { value: sum.sqrt(), finite: sum.is_finite() };
+        self.steps_done += u64::from(self.norm.finite);
     }
 
     fn adafactor(&mut self, w: Tensor, g: Tensor, moments: Moments) {
-        let Some(Begun { asked: step, norm }) = self.step else { panic!("a step is begun first") };
-        if !norm.finite {
+        if !self.norm.finite {
             return;
         }
+        let step = self.step.expect("a step is set before it begins");
         let mut weights = self.take(w);
         let mut update = self.take(g);
-        let scale = step.gradient_scale(norm.value) as f32;
+        let scale = step.gradient_scale(self.norm.value) as f32;
         let beta2 = step.beta2(self.steps_done);
         let (beta2, fresh, eps1) = (beta2 as f32, (1.0 - beta2) as f32, step.eps1 as f32);
         if scale != 1.0 {
@@ -581,7 +597,7 @@ impl Ops for Cpu {
     type Norm = Norm;
 
     fn norm(&mut self) -> Norm {
-        self.step.as_ref().expect("a step is begun first").norm
+        self.norm
     }
 
     fn norm_arrived(&mut self, norm: Norm) -> Norm {

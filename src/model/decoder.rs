@@ -16,7 +16,7 @@
 
 use super::arena::{Bounds, Group, Kind, Table, Tensor};
 use super::config::Config;
-use super::ops::{AdafactorStep, AttentionGradients, AttentionSaved, Batch, Cache, Moments, Ops, Turn};
+use super::ops::{AdafactorStep, AttentionGradients, AttentionSaved, Batch, Cache, Moments, Ops, Turn, Work};
 use super::ranks::Ranks;
 use crate::diag::Result;
 
@@ -137,7 +137,7 @@ struct Workspace {
     h: Tensor,      // (N, F)
     hidden: Tensor, // (R, C)
     logits: Tensor, // (R, V)
-    losses: Tensor, // (N)
+    losses: Tensor, // (N, and what fills the last chunk of R)
 }
 
 struct GradientWorkspace {
@@ -276,7 +276,7 @@ impl Decoder {
             Purpose::Score | Purpose::Train { .. } => Vec::new(),
         };
 
-        let losses = table.add(Group::Workspace, Kind::Exact, "losses", &[n]);
+        let losses = table.add(Group::Workspace, Kind::Exact, "losses", &[n.next_multiple_of(r)]);
         let mut work = |name: &str, shape: &[usize]| table.add(Group::Workspace, Kind::Activation, name, shape);
         let workspace = Workspace {
             normed: work("normed", &[n, width]),
@@ -342,7 +342,7 @@ impl Decoder {
     pub fn score(&self, ops: &mut impl Ops, batch: &Batch) -> Vec<f32> {
         self.forward(ops, batch);
         self.each_chunk(ops, batch, |ops, first, count| {
-            ops.cross_entropy(self.work.losses, self.work.logits, first, count, None);
+            ops.cross_entropy(self.work.losses, self.work.logits, first, count, false);
         });
         let losses = ops.losses(self.work.losses, batch.rows.len());
         ops.arrived(losses)
@@ -368,30 +368,40 @@ impl Decoder {
 
     /// Adds to the gradients what `weight` times the sum of the batch's losses gives, and waits for the losses.
     pub fn train(&self, ops: &mut impl Ops, batch: &Batch, weight: f32) -> Vec<f32> {
-        let losses = self.begin(ops, batch, weight);
+        let losses = self.begin(ops, batch, batch.tokens(), weight);
         ops.arrived(losses)
     }
 
-    /// [`Decoder::train`] without waiting, so that a backend with a queue always has work in it.
-    pub fn begin<O: Ops>(&self, ops: &mut O, batch: &Batch, weight: f32) -> O::Losses {
+    /// [`Decoder::train`] without waiting, so that a backend with a queue always has work in it. Such a backend fills the
+    /// batch up to `room` tokens, what its rows would have if nothing of them were left out, and to whole chunks of logits:
+    /// passes of a run then have few shapes.
+    pub fn begin<O: Ops>(&self, ops: &mut O, batch: &Batch, room: usize, weight: f32) -> O::Losses {
         let g = self.gradients.as_ref().expect("a model laid out for training has gradients");
-        self.forward(ops, batch);
-        ops.zero(g.dnormed);
-        self.each_chunk(ops, batch, |ops, first, count| {
-            ops.cross_entropy(self.work.losses, self.work.logits, first, count, Some(weight));
-            ops.linear_backward_weight(self.head.gradient(), None, self.work.logits, self.work.hidden, count);
-            ops.linear_backward_input(g.dhidden, self.work.logits, self.head.w, count, false);
-            ops.scatter(g.dnormed, g.dhidden, first, count);
+        let filled = O::QUEUES.then(|| batch.filled(room, batch.rows.len().next_multiple_of(self.layout.logit_rows)));
+        let losses = batch.rows.len();
+        let batch = filled.as_ref().unwrap_or(batch);
+        self.load(ops, batch, weight);
+        ops.repeat(Work::Pass { tokens: batch.tokens(), rows: batch.rows.len() }, |ops| {
+            self.run_layers(ops, batch);
+            ops.zero(g.dnormed);
+            self.each_chunk(ops, batch, |ops, first, count| {
+                ops.cross_entropy(self.work.losses, self.work.logits, first, count, true);
+                ops.linear_backward_weight(self.head.gradient(), None, self.work.logits, self.work.hidden, count);
+                ops.linear_backward_input(g.dhidden, self.work.logits, self.head.w, count, false);
+                ops.scatter(g.dnormed, g.dhidden, first, count);
+            });
+            self.backward(ops, g, batch);
         });
-        self.backward(ops, g, batch);
-        ops.losses(self.work.losses, batch.rows.len())
+        ops.losses(self.work.losses, losses)
     }
 
     /// Before each pass, or all passes of a step where they are not kept apart.
     pub fn zero_gradients(&self, ops: &mut impl Ops) {
-        for (gradient, _) in self.parameters.iter().filter_map(|p| p.training) {
-            ops.zero(gradient);
-        }
+        ops.repeat(Work::Clear, |ops| {
+            for (gradient, _) in self.parameters.iter().filter_map(|p| p.training) {
+                ops.zero(gradient);
+            }
+        });
     }
 
     /// Before the first pass of a step.
@@ -416,11 +426,14 @@ impl Decoder {
     /// A step of the optimizer over all weights, skipped if a gradient is NaN or infinite. The length of the gradients,
     /// which says whether it was, is not waited for.
     pub fn update<O: Ops>(&self, ops: &mut O, step: &AdafactorStep) -> O::Norm {
-        let gradients: Vec<Tensor> = self.trained().map(|(_, gradient, _)| gradient).collect();
-        ops.begin_step(&gradients, step);
-        for (weight, gradient, moments) in self.trained() {
-            ops.adafactor(weight, gradient, moments);
-        }
+        ops.set_step(step);
+        ops.repeat(Work::Update, |ops| {
+            let gradients: Vec<Tensor> = self.trained().map(|(_, gradient, _)| gradient).collect();
+            ops.begin_step(&gradients);
+            for (weight, gradient, moments) in self.trained() {
+                ops.adafactor(weight, gradient, moments);
+            }
+        });
         ops.norm()
     }
 
@@ -442,11 +455,20 @@ impl Decoder {
         }
     }
 
-    /// Runs the layers over `batch`; the normed result stays in the workspace for what follows.
+    /// Runs the layers over `batch`, of which no gradients are asked.
     fn forward(&self, ops: &mut impl Ops, batch: &Batch) {
+        self.load(ops, batch, 0.0);
+        self.run_layers(ops, batch);
+    }
+
+    fn load(&self, ops: &mut impl Ops, batch: &Batch, weight: f32) {
         assert!(batch.tokens() <= self.layout.tokens, "a batch has to fit into what the model was laid out for");
+        ops.load(batch, weight);
+    }
+
+    /// Runs the layers over the batch that is loaded; the normed result stays in the workspace for what follows.
+    fn run_layers(&self, ops: &mut impl Ops, batch: &Batch) {
         let (n, eps, work) = (batch.tokens(), self.config.norm_eps, &self.work);
-        ops.load(batch);
         ops.embed(self.x[0], self.embedding.w);
         ops.rmsnorm(work.normed, self.saved(0).rstd1, self.x[0], self.layers[0].norm1.w, eps);
         for (l, layer) in self.layers.iter().enumerate() {

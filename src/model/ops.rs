@@ -39,13 +39,16 @@ pub struct Batch {
     pub segments: Vec<u32>,
     /// Positions that predict something, ascending.
     pub rows: Vec<u32>,
-    /// The token that each of `rows` has to predict.
+    /// The token that each of `rows` has to predict; or [`NO_TARGET`].
     pub targets: Vec<u32>,
     /// By segment, what it goes on from; empty where every segment is a text from its beginning.
     pub past: Vec<Past>,
     /// Whether keys and values of these tokens are kept behind the past of their segment.
     pub keep: bool,
 }
+
+/// In place of a target: the row's loss is 0, and gives no gradient.
+pub const NO_TARGET: u32 = u32::MAX;
 
 /// The beginning of a text, whose keys and values were kept by earlier passes: a segment goes on behind it. Its tokens
 /// attend to the past as well, and their positions count from the text's first token. Several segments may go on from
@@ -72,6 +75,20 @@ impl Batch {
         }
         self.ids.extend_from_slice(ids);
         self.segments.push(ids.len() as u32);
+    }
+
+    /// The same batch with so many tokens and rows, no fewer than it has. What is added changes neither losses nor
+    /// gradients, but for how sums are rounded: a token is a segment by itself, a row predicts nothing.
+    pub fn filled(&self, tokens: usize, rows: usize) -> Batch {
+        let mut batch = self.clone();
+        // An embedding that the batch has anyway, and a row whose gradient is zero anyway.
+        batch.ids.resize(tokens, self.ids[0]);
+        batch.segments.resize(self.segments.len() + tokens - self.tokens(), 1);
+        let last = tokens as u32 - 1;
+        assert!(self.rows.last().is_none_or(|&row| row < last), "the last token of a segment predicts nothing");
+        batch.rows.resize(rows, last);
+        batch.targets.resize(rows, NO_TARGET);
+        batch
     }
 
     /// Adds the rest of a text, behind what is kept of it; its last tokens predict `targets`.
@@ -101,6 +118,18 @@ pub enum Turn {
     Forward,
     /// The transposed rotation: what the gradient goes through.
     Back,
+}
+
+/// Work that asks for the same operations on the same tensors whenever it comes; what differs from time to time was
+/// loaded or written before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Work {
+    /// Gradients are set to zero.
+    Clear,
+    /// A pass, forward and backward, over a batch of so many tokens and rows.
+    Pass { tokens: usize, rows: usize },
+    /// A step of the optimizer.
+    Update,
 }
 
 /// Length of all gradients together.
@@ -169,7 +198,7 @@ impl AdafactorStep {
 /// A backend: the memory of a table, and the operations on it.
 pub trait Ops: Sized {
     /// Whether operations are queued and done later. What comes back to the host is then asked for a step late, so that
-    /// there is always work in the queue.
+    /// there is always work in the queue; and passes that are trained on are filled up, so that few of them differ in shape.
     const QUEUES: bool;
 
     /// Takes the memory that `table` asks for; weights are undefined, all else is zero.
@@ -191,8 +220,15 @@ pub trait Ops: Sized {
     fn zero(&mut self, tensor: Tensor);
 
     /// Makes `batch` the one that all operations are about; ids are below V, segments with their past not longer than
-    /// the rotations. A batch with a past is given only to a backend that has [`Ops::cached`].
-    fn load(&mut self, batch: &Batch);
+    /// the rotations. `weight` is what the gradients of its losses are multiplied by. A batch with a past is given only to
+    /// a backend that has [`Ops::cached`].
+    fn load(&mut self, batch: &Batch, weight: f32);
+
+    /// Does `operations`, which are those of `work`. A backend with a queue may record them, and from then on repeat what
+    /// it recorded.
+    fn repeat(&mut self, _work: Work, operations: impl FnOnce(&mut Self)) {
+        operations(self);
+    }
 
     /// Sets how far each pair of a head turns a position (D / 2), for positions below `positions`.
     fn set_rotations(&mut self, frequencies: &[f32], positions: usize);
@@ -267,10 +303,11 @@ pub trait Ops: Sized {
     /// `dx[rows[first + r]] = dy[r]` · the other rows of dx stay as they are
     fn scatter(&mut self, dx: Tensor, dy: Tensor, first: usize, count: usize);
 
-    /// `losses[first + r] = log Σ_v exp logits[r, v] - logits[r, targets[first + r]]`; if `gradient` is given, logits
-    /// become `gradient · (softmax(logits) - onehot(target))`, and NaN where the loss is NaN or infinite, so that every
-    /// step that such a loss belongs to is skipped · losses (N), logits (R, V)
-    fn cross_entropy(&mut self, losses: Tensor, logits: Tensor, first: usize, count: usize, gradient: Option<f32>);
+    /// `losses[first + r] = log Σ_v exp logits[r, v] - logits[r, targets[first + r]]`; with `gradient`, logits become
+    /// `weight · (softmax(logits) - onehot(target))`, and NaN where the loss is NaN or infinite, so that every step that
+    /// such a loss belongs to is skipped. Without a target both are 0 · losses (N, or as many as fill chunks of R),
+    /// logits (R, V)
+    fn cross_entropy(&mut self, losses: Tensor, logits: Tensor, first: usize, count: usize, gradient: bool);
 
     /// Losses on their way from the backend to whoever asked for them.
     type Losses;
@@ -301,9 +338,12 @@ pub trait Ops: Sized {
     /// Says how many steps were done before, skipped ones not counted: where a run goes on.
     fn set_steps_done(&mut self, done: u64);
 
+    /// What the steps that begin from now on are asked to be.
+    fn set_step(&mut self, step: &AdafactorStep);
+
     /// Begins a step: finds `norm = sqrt(Σ g²)` over all the gradients. If one of them is NaN or infinite, the step is
     /// skipped: it does not count, and [`Ops::adafactor`] changes nothing until the next one begins.
-    fn begin_step(&mut self, gradients: &[Tensor], step: &AdafactorStep);
+    fn begin_step(&mut self, gradients: &[Tensor]);
 
     /// A step of Adafactor (Shazeer & Stern 2018) as transformers does it, without first moment; with
     /// `g *= min(1, max_norm / norm)`:

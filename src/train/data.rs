@@ -230,20 +230,28 @@ impl Rows<'_> {
     }
 }
 
+/// Rows that go through the model together.
+#[derive(Debug, Default)]
+pub struct Pass {
+    pub batch: Batch,
+    /// Tokens of the rows, with padding and all else that is left out.
+    pub room: usize,
+}
+
 /// The rows of one step of the optimizer.
 #[derive(Debug, Default)]
 pub struct Step {
     /// As many as it takes with the micro-batch.
-    pub passes: Vec<Batch>,
+    pub passes: Vec<Pass>,
 }
 
 impl Step {
     pub fn targets(&self) -> usize {
-        self.passes.iter().map(|b| b.targets.len()).sum()
+        self.passes.iter().map(|pass| pass.batch.targets.len()).sum()
     }
 
     pub fn tokens(&self) -> usize {
-        self.passes.iter().map(Batch::tokens).sum()
+        self.passes.iter().map(|pass| pass.batch.tokens()).sum()
     }
 
     /// Takes the next `count` rows, at most `rows_per_pass` to a pass.
@@ -251,9 +259,11 @@ impl Step {
         let mut step = Step::default();
         for number in 0..count {
             if number % rows_per_pass == 0 {
-                step.passes.push(Batch::default());
+                step.passes.push(Pass::default());
             }
-            rows.next_into(step.passes.last_mut().expect("there is an open pass"))?;
+            let pass = step.passes.last_mut().expect("there is an open pass");
+            rows.next_into(&mut pass.batch)?;
+            pass.room += rows.shards.sequence;
         }
         Ok(step)
     }

@@ -88,7 +88,7 @@ pub(super) fn steps<O: Ops + Send>(
                 began,
                 targets: step.targets(),
                 tokens: step.tokens(),
-                flops: step.passes.iter().map(|p| speed::training_flops(&decoder.config, p)).sum(),
+                flops: step.passes.iter().map(|p| speed::training_flops(&decoder.config, &p.batch)).sum(),
                 computed: begin(settings, decoder, ops, ranks, number, &step)?,
             };
             if let Some(before) = before.replace(begun) {
@@ -236,7 +236,8 @@ fn gradients<O: Ops>(decoder: &Decoder, ops: &mut O, ranks: &mut Ranks, step: &S
     for passes in step.passes.chunks(round) {
         decoder.zero_gradients(ops);
         for pass in passes.iter().skip(ranks.rank()).step_by(ranks.size()) {
-            losses.push((!pass.targets.is_empty()).then(|| decoder.begin(ops, pass, weight)));
+            let trained = !pass.batch.targets.is_empty();
+            losses.push(trained.then(|| decoder.begin(ops, &pass.batch, pass.room, weight)));
         }
         decoder.sum_gradients(ops, ranks)?;
     }

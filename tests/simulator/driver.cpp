@@ -1,42 +1,141 @@
 // CUDA's driver, NVRTC and cuBLASLt in so far as flanc calls them, over the simulator: a "GPU" whose memory is the
 // host's. Tests put this library under the names of those three, and run the program on it.
 //
-// Copies, clearing and events wait in a queue until somebody waits for them or a kernel is launched, which is when they
-// could happen at the latest: memory of the host that is given up or written too early shows in the results. Kernels are
-// found by name alone; their code is whatever NVRTC was given.
+// Whatever is asked for waits in its stream's queue until somebody waits for it, which is when it could happen at the
+// latest: memory of the host that is given up or written too early shows in the results, and so does an order between
+// streams that nobody has seen to. With FLANC_SIMULATED_STREAMS=early all streams but the first do what they are asked for
+// at once, as far as events allow it: the other extreme. FLANC_SIMULATED_MISTAKE=no-order lets no stream wait for an event.
+//
+// A stream that is captured does nothing; a graph keeps its tasks with the arguments they had. What CUDA refuses while the
+// thread captures is refused, and spoils the capture. What a kernel does wrong is reported where it runs; every call
+// fails from then on. Kernels are found by name alone; their code is whatever NVRTC was given.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
+#include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
 extern "C" int flanc_simulator_launch(const char* name, const unsigned grid[3], const unsigned block[3], size_t shared,
                                       void** arguments, unsigned seed, char* report, size_t report_bytes);
+extern "C" size_t flanc_simulator_arguments(const char* name, size_t sizes[64]);
 
 #define API extern "C" __attribute__((visibility("default")))
 
 namespace {
 
-std::vector<std::function<void()>> queue;
+enum {
+  OK = 0,
+  INVALID = 1,
+  OUT_OF_MEMORY = 2,
+  NO_CONTEXT = 201,
+  LAUNCH_FAILED = 719,
+  CAPTURE_UNSUPPORTED = 900,
+  CAPTURE_INVALIDATED = 901
+};
+
+struct Record;
+struct Task {
+  std::function<void()> work;
+  std::shared_ptr<Record> waits_for;  // first, if there is one
+};
+typedef std::vector<Task> Graph;
+struct Stream {
+  std::deque<Task> queue;
+  std::unique_ptr<Graph> captured;  // while it is
+  bool spoilt = false;
+};
+// A place in a stream's queue, and whether the stream has come there: what an event stands for since it was recorded.
+struct Record {
+  Stream* stream;
+  bool done;
+};
+struct Event {
+  std::shared_ptr<Record> last;  // none before it is recorded
+};
+
 // Of the process: the driver is told on every thread which context it is about, and does nothing before.
 thread_local bool current = false;
 size_t taken = 0;
 constexpr size_t MEMORY = size_t(4) << 30;
 constexpr size_t MARGIN = 256;
+std::vector<Stream*> streams;
+std::map<const char*, size_t> pinned;  // memory of the host, by its first byte
+int broken = OK;                       // what every call says once a kernel has failed
 
-enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NO_CONTEXT = 201 };
-
-void work() {
-  for (auto& task : queue) task();
-  queue.clear();
+bool is_set(const char* variable, const char* value) {
+  const char* is = getenv(variable);
+  return is && !strcmp(is, value);
 }
 
-int later(std::function<void()> task) {
+void run_until(Record& record);
+void run_next(Stream& stream) {
+  Task task = std::move(stream.queue.front());
+  stream.queue.pop_front();
+  if (task.waits_for) run_until(*task.waits_for);
+  if (task.work) task.work();
+}
+void run_until(Record& record) {
+  while (!record.done) run_next(*record.stream);
+}
+void run_all(Stream& stream) {
+  while (!stream.queue.empty()) run_next(stream);
+}
+void run_everything() {
+  for (Stream* stream : streams) run_all(*stream);
+}
+// What can be done without waiting, of streams that are early.
+void run_early() {
+  static const bool early = is_set("FLANC_SIMULATED_STREAMS", "early");
+  if (!early) return;
+  for (size_t i = 1; i < streams.size(); i++) {
+    auto& queue = streams[i]->queue;
+    while (!queue.empty() && !(queue.front().waits_for && !queue.front().waits_for->done)) run_next(*streams[i]);
+  }
+}
+
+// A stream, if there is one that may be asked for something.
+int usable(void* handle) {
   if (!current) return NO_CONTEXT;
-  queue.push_back(std::move(task));
+  if (broken) return broken;
+  for (Stream* stream : streams)
+    if (stream == handle) return OK;
+  return INVALID;
+}
+int later(void* handle, Task task) {
+  if (int error = usable(handle)) return error;
+  Stream& stream = *(Stream*)handle;
+  if (stream.captured) {
+    stream.captured->push_back(std::move(task));
+    return OK;
+  }
+  stream.queue.push_back(std::move(task));
+  run_early();
   return OK;
+}
+int later(void* handle, std::function<void()> work) { return later(handle, Task{std::move(work), nullptr}); }
+
+// For calls that may not be made while something is captured.
+int allowed() {
+  if (!current) return NO_CONTEXT;
+  if (broken) return broken;
+  for (Stream* stream : streams)
+    if (stream->captured) {
+      stream->spoilt = true;
+      return CAPTURE_UNSUPPORTED;
+    }
+  return OK;
+}
+
+bool is_pinned(const void* memory) {
+  auto after = pinned.upper_bound((const char*)memory);
+  if (after == pinned.begin()) return false;
+  --after;
+  return (const char*)memory < after->first + after->second;
 }
 
 struct Matrix {
@@ -76,7 +175,12 @@ void put(void* at, const Matrix& m, uint64_t row, uint64_t column, float f) {
 API int cuInit(unsigned) { return OK; }
 API int cuDriverGetVersion(int* version) { return *version = 13000, OK; }
 API int cuGetErrorString(int error, const char** text) {
-  *text = error == OUT_OF_MEMORY ? "out of memory" : error == NO_CONTEXT ? "no context is current" : "invalid value";
+  *text = error == OUT_OF_MEMORY         ? "out of memory"
+          : error == NO_CONTEXT          ? "no context is current"
+          : error == LAUNCH_FAILED       ? "unspecified launch failure"
+          : error == CAPTURE_UNSUPPORTED ? "operation not permitted when stream is capturing"
+          : error == CAPTURE_INVALIDATED ? "operation failed due to a previous error during capture"
+                                         : "invalid value";
   return OK;
 }
 API int cuDeviceGetCount(int* count) { return *count = 1, OK; }
@@ -96,31 +200,82 @@ API int cuMemGetInfo_v2(size_t* free, size_t* total) {
   return *free = MEMORY - taken, *total = MEMORY, current ? OK : NO_CONTEXT;
 }
 
-API int cuStreamCreate(void** stream, unsigned) { return *stream = &queue, current ? OK : NO_CONTEXT; }
-API int cuStreamSynchronize(void* stream) {
-  if (!current || stream != &queue) return INVALID;
-  work();
-  return OK;
+API int cuStreamCreate(void** stream, unsigned) {
+  if (int error = allowed()) return error;
+  streams.push_back(new Stream());
+  return *stream = streams.back(), OK;
 }
-API int cuStreamDestroy_v2(void*) { return OK; }
+API int cuStreamSynchronize(void* stream) {
+  if (int error = usable(stream)) return error;
+  if (((Stream*)stream)->captured) return allowed();
+  run_all(*(Stream*)stream);
+  return broken;
+}
+API int cuStreamDestroy_v2(void* stream) {
+  run_all(*(Stream*)stream);
+  for (size_t i = 0; i < streams.size(); i++)
+    if (streams[i] == stream) streams.erase(streams.begin() + i);
+  return delete (Stream*)stream, OK;
+}
 
-// An event is a flag that says whether it has come.
-API int cuEventCreate(void** event, unsigned) { return *event = new bool(true), OK; }
-API int cuEventRecord(void* event, void*) {
-  *(bool*)event = false;
-  return later([=] { *(bool*)event = true; });
+API int cuEventCreate(void** event, unsigned) { return *event = new Event(), OK; }
+API int cuEventRecord(void* event, void* stream) {
+  if (int error = usable(stream)) return error;
+  if (((Stream*)stream)->captured) return allowed();
+  auto record = std::make_shared<Record>(Record{(Stream*)stream, false});
+  ((Event*)event)->last = record;
+  return later(stream, [=] { record->done = true; });
 }
 API int cuEventSynchronize(void* event) {
-  if (!*(bool*)event) work();
+  if (int error = allowed()) return error;
+  if (auto record = ((Event*)event)->last) run_until(*record);
+  return broken;
+}
+API int cuStreamWaitEvent(void* stream, void* event, unsigned flags) {
+  static const bool mistaken = is_set("FLANC_SIMULATED_MISTAKE", "no-order");
+  if (flags) return INVALID;
+  if (int error = usable(stream)) return error;
+  if (((Stream*)stream)->captured) return allowed();  // an event of before the capture
+  auto record = ((Event*)event)->last;
+  return record && !mistaken ? later(stream, Task{nullptr, record}) : OK;
+}
+API int cuEventDestroy_v2(void* event) { return delete (Event*)event, OK; }
+
+API int cuStreamBeginCapture_v2(void* stream, int mode) {
+  if (int error = allowed()) return error;
+  if (mode != 1 || usable(stream)) return INVALID;  // of this thread
+  ((Stream*)stream)->captured = std::make_unique<Graph>();
+  ((Stream*)stream)->spoilt = false;
   return OK;
 }
-API int cuEventDestroy_v2(void* event) { return delete (bool*)event, OK; }
+API int cuStreamEndCapture(void* stream, void** graph) {
+  if (int error = usable(stream)) return error;
+  Stream& captured = *(Stream*)stream;
+  *graph = captured.captured.release();
+  return !*graph ? INVALID : captured.spoilt ? CAPTURE_INVALIDATED : OK;
+}
+API int cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long flags) {
+  return *executable = new Graph(*(Graph*)graph), flags ? INVALID : OK;
+}
+API int cuGraphLaunch(void* executable, void* stream) {
+  if (int error = usable(stream)) return error;
+  if (((Stream*)stream)->captured) return allowed();
+  for (const Task& task : *(Graph*)executable) later(stream, task);
+  return OK;
+}
+API int cuGraphDestroy(void* graph) { return delete (Graph*)graph, OK; }
+API int cuGraphExecDestroy(void* executable) { return delete (Graph*)executable, OK; }
 
-API int cuMemHostAlloc(void** memory, size_t bytes, unsigned) { return *memory = malloc(bytes), OK; }
-API int cuMemFreeHost(void* memory) { return free(memory), OK; }
+API int cuMemHostAlloc(void** memory, size_t bytes, unsigned) {
+  if (int error = allowed()) return error;
+  *memory = malloc(bytes);
+  pinned[(const char*)*memory] = bytes;
+  return OK;
+}
+API int cuMemFreeHost(void* memory) { return pinned.erase((const char*)memory), free(memory), OK; }
 // Full of NaN, with its length before it and a margin behind it that has to be whole in the end.
 API int cuMemAlloc_v2(uint64_t* memory, size_t bytes) {
-  if (!current) return NO_CONTEXT;
+  if (int error = allowed()) return error;
   if (bytes > MEMORY - taken) return OUT_OF_MEMORY;
   size_t all = (bytes + 2 * MARGIN + 255) / 256 * 256;
   char* block = (char*)aligned_alloc(256, all);
@@ -131,7 +286,8 @@ API int cuMemAlloc_v2(uint64_t* memory, size_t bytes) {
   return OK;
 }
 API int cuMemFree_v2(uint64_t memory) {
-  work();
+  if (int error = allowed()) return error;
+  run_everything();
   char* block = (char*)memory - MARGIN;
   size_t bytes = *(size_t*)block;
   for (size_t i = 0; i < MARGIN; i++)
@@ -144,20 +300,31 @@ API int cuMemFree_v2(uint64_t memory) {
   return OK;
 }
 
-API int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void*) {
-  return later([=] { memcpy((void*)to, from, bytes); });
+// Memory that is not pinned is read before the call returns, and has been written when it does.
+API int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stream) {
+  if (is_pinned(from)) return later(stream, [=] { memcpy((void*)to, from, bytes); });
+  if (int error = allowed()) return error;
+  std::string now((const char*)from, bytes);
+  return later(stream, [=] { memcpy((void*)to, now.data(), bytes); });
 }
-API int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void*) {
-  return later([=] { memcpy(to, (void*)from, bytes); });
+API int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream) {
+  if (is_pinned(to)) return later(stream, [=] { memcpy(to, (void*)from, bytes); });
+  if (int error = allowed()) return error;
+  if (int error = later(stream, [=] { memcpy(to, (void*)from, bytes); })) return error;
+  run_all(*(Stream*)stream);
+  return broken;
 }
-API int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void*) {
-  return later([=] { memcpy((void*)to, (void*)from, bytes); });
+API int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* stream) {
+  return later(stream, [=] { memcpy((void*)to, (void*)from, bytes); });
 }
-API int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void*) {
-  return later([=] { memset((void*)to, value, bytes); });
+API int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void* stream) {
+  return later(stream, [=] { memset((void*)to, value, bytes); });
 }
 
-API int cuModuleLoadData(void** module, const void* code) { return *module = new char(*(const char*)code), OK; }
+API int cuModuleLoadData(void** module, const void* code) {
+  if (int error = allowed()) return error;
+  return *module = new char(*(const char*)code), OK;
+}
 API int cuModuleUnload(void* module) { return delete (char*)module, OK; }
 struct Function {
   std::string name;
@@ -172,15 +339,21 @@ API int cuFuncSetAttribute(void* function, int attribute, int value) {
 API int cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz,
                        unsigned shared, void* stream, void** arguments, void** extra) {
   const Function& kernel = *(Function*)function;
-  if (!current || stream != &queue || extra || shared > kernel.shared) return INVALID;
-  work();
-  unsigned grid[3] = {x, y, z}, block[3] = {bx, by, bz};
-  static char report[8192];
-  if (flanc_simulator_launch(kernel.name.c_str(), grid, block, shared, arguments, 1, report, sizeof report)) {
-    fprintf(stderr, "%s\n", report);
-    return INVALID;
-  }
-  return OK;
+  size_t sizes[64], count = flanc_simulator_arguments(kernel.name.c_str(), sizes);
+  if (extra || shared > kernel.shared || count > 64) return INVALID;
+  std::vector<uint64_t> words(count);
+  for (size_t i = 0; i < count; i++) memcpy(&words[i], arguments[i], sizes[i]);
+  return later(stream, [=, name = kernel.name]() {
+    unsigned grid[3] = {x, y, z}, block[3] = {bx, by, bz};
+    std::vector<uint64_t> own = words;
+    std::vector<void*> pointers;
+    for (uint64_t& word : own) pointers.push_back(&word);
+    static char report[8192];
+    if (!broken && flanc_simulator_launch(name.c_str(), grid, block, shared, pointers.data(), 1, report, sizeof report)) {
+      fprintf(stderr, "%s\n", report);
+      broken = LAUNCH_FAILED;
+    }
+  });
 }
 
 // ---- NVRTC
@@ -201,7 +374,7 @@ API int nvrtcDestroyProgram(void** program) { return delete (std::string*)*progr
 // ---- cuBLASLt: matrices lie by columns
 
 API size_t cublasLtGetVersion() { return 130000; }
-API int cublasLtCreate(void** handle) { return *handle = &queue, current ? OK : INVALID; }
+API int cublasLtCreate(void** handle) { return *handle = &streams, current ? OK : INVALID; }
 API int cublasLtDestroy(void*) { return OK; }
 API int cublasLtMatmulDescCreate(void** product, int compute, int scale) {
   if (compute != 68 || scale != 0) return 7;  // sums in f32, factors in f32
@@ -241,23 +414,25 @@ API int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*,
 API int cublasLtMatmul(void*, void* product, const void* alpha, const void* a, void* a_layout, const void* b,
                        void* b_layout, const void* beta, const void* c, void* c_layout, void* d, void* d_layout,
                        const uint64_t* algorithm, void* workspace, size_t workspace_bytes, void* stream) {
-  const Matrix &left = *(Matrix*)a_layout, &right = *(Matrix*)b_layout, &out = *(Matrix*)d_layout;
-  const int* transposed = ((Product*)product)->transposed;
+  const Matrix left = *(Matrix*)a_layout, right = *(Matrix*)b_layout, out = *(Matrix*)d_layout;
+  const Product forms = *(Product*)product;
+  const int* transposed = forms.transposed;
   uint64_t m = transposed[0] ? left.columns : left.rows, k = transposed[0] ? left.rows : left.columns;
   uint64_t n = transposed[1] ? right.rows : right.columns, depth = transposed[1] ? right.columns : right.rows;
   bool fits = depth == k && out.rows == m && out.columns == n && c == d && c_layout == d_layout;
-  if (!fits || !current || stream != &queue || *algorithm != 0x666C616E63) return 7;
-  work();
-  memset(workspace, 0xFF, workspace_bytes);
+  if (!fits || *algorithm != 0x666C616E63) return 7;
   float factor = *(const float*)alpha, keep = *(const float*)beta;
-  for (uint64_t j = 0; j < n; j++)
-    for (uint64_t i = 0; i < m; i++) {
-      float sum = 0;
-      for (uint64_t l = 0; l < k; l++)
-        sum += number(a, left, transposed[0] ? l : i, transposed[0] ? i : l) *
-               number(b, right, transposed[1] ? j : l, transposed[1] ? l : j);
-      sum *= factor;
-      put(d, out, i, j, keep == 0 ? sum : sum + keep * number(d, out, i, j));
-    }
-  return OK;
+  return later(stream, [=] {
+    const int* transposed = forms.transposed;
+    memset(workspace, 0xFF, workspace_bytes);
+    for (uint64_t j = 0; j < n; j++)
+      for (uint64_t i = 0; i < m; i++) {
+        float sum = 0;
+        for (uint64_t l = 0; l < k; l++)
+          sum += number(a, left, transposed[0] ? l : i, transposed[0] ? i : l) *
+                 number(b, right, transposed[1] ? j : l, transposed[1] ? l : j);
+        sum *= factor;
+        put(d, out, i, j, keep == 0 ? sum : sum + keep * number(d, out, i, j));
+      }
+  }) ? 7 : OK;
 }

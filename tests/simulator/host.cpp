@@ -21,7 +21,15 @@ __thread Machine* machine;
 static thread_local std::unique_ptr<Machine> owner;
 
 static Kernel* kernels;
-Kernel::Kernel(const char* name, void (*entry)(void**)) : name(name), entry(entry), next(kernels) { kernels = this; }
+Kernel::Kernel(const char* name, void (*entry)(void**), std::vector<size_t> sizes)
+    : name(name), entry(entry), sizes(std::move(sizes)), next(kernels) {
+  kernels = this;
+}
+static const Kernel* find(const char* name) {
+  const Kernel* kernel = kernels;
+  while (kernel && strcmp(kernel->name, name)) kernel = kernel->next;
+  return kernel;
+}
 
 static size_t static_used;
 size_t static_shared_slot(size_t bytes) {
@@ -316,14 +324,21 @@ static void launch(const Kernel& kernel, dim3 grid, dim3 block, size_t shared_by
 
 }  // namespace sim
 
+// How many arguments a kernel takes, at most 64 of which get their sizes; none if there is no such kernel.
+extern "C" __attribute__((visibility("default"))) size_t flanc_simulator_arguments(const char* name, size_t sizes[64]) {
+  const sim::Kernel* kernel = sim::find(name);
+  if (!kernel) return 0;
+  for (size_t i = 0; i < kernel->sizes.size() && i < 64; i++) sizes[i] = kernel->sizes[i];
+  return kernel->sizes.size();
+}
+
 // 0, or 1 with a report of what is wrong.
 extern "C" __attribute__((visibility("default"))) int flanc_simulator_launch(const char* name, const unsigned grid[3],
                                                                              const unsigned block[3],
                                                                              size_t shared_bytes, void** arguments,
                                                                              unsigned seed, char* report,
                                                                              size_t report_bytes) {
-  const sim::Kernel* kernel = sim::kernels;
-  while (kernel && strcmp(kernel->name, name)) kernel = kernel->next;
+  const sim::Kernel* kernel = sim::find(name);
   if (!kernel) {
     snprintf(report, report_bytes, "no kernel is called `%s`", name);
     return 1;

@@ -123,18 +123,20 @@ struct Call<F> {
     F(*(std::remove_const_t<A>*)arguments[I]...);
   }
   static void entry(void** arguments) { with(arguments, std::index_sequence_for<A...>{}); }
+  static std::vector<size_t> sizes() { return {sizeof(A)...}; }
 };
 
 struct Kernel {
   const char* name;
   void (*entry)(void**);
+  std::vector<size_t> sizes;  // of the arguments, in bytes
   Kernel* next;
-  Kernel(const char* name, void (*entry)(void**));
+  Kernel(const char* name, void (*entry)(void**), std::vector<size_t> sizes);
 };
 
 }  // namespace sim
 
-#define EXPORT_KERNEL(name) static sim::Kernel exported_##name(#name, sim::Call<name>::entry);
+#define EXPORT_KERNEL(name) static sim::Kernel exported_##name(#name, sim::Call<name>::entry, sim::Call<name>::sizes());
 #define DYNAMIC_SHARED(T, name) T* name = (T*)sim::machine->dynamic_shared
 #define STATIC_SHARED(T, name, length)                                         \
   static const size_t name##_slot = sim::static_shared_slot(sizeof(T) * (length)); \

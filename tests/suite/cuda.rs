@@ -4,13 +4,14 @@ use std::ffi::c_void;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use flanc::diag::Result;
 use flanc::model::arena::{Group, Precision, Table};
 use flanc::model::config::Config;
 use flanc::model::cpu::Cpu;
-use flanc::model::cuda::device::{ALIGNMENT, Arg, Buffer, Device, Launch, Product};
+use flanc::model::cuda::device::{ALIGNMENT, Arg, Buffer, Device, Launch, Product, Recording};
 use flanc::model::cuda::{Cuda, attention, bench, check, driver, gemm, layout};
 use flanc::model::decoder::{Decoder, Layout, Purpose};
 use flanc::model::ops::{AdafactorStep, Batch, Ops, Rate};
@@ -31,12 +32,43 @@ pub struct Simulated {
     arena: Vec<u8>,
     /// The arena's first aligned byte.
     start: usize,
+    /// What was recorded, and what is being recorded.
+    recordings: Vec<Vec<Task>>,
+    recording: Option<Vec<Task>>,
+    /// How many recordings there are, and how often one was done again.
+    counts: Arc<[AtomicUsize; 2]>,
+}
+
+/// What can be recorded.
+enum Task {
+    Zero(Buffer),
+    Copy(Buffer, Buffer),
+    Launch { kernel: String, grid: [usize; 3], block: usize, shared: usize, arguments: Vec<Arg> },
 }
 
 impl Simulated {
     /// None, and a sentence about it, where there is no C++ compiler.
     fn get(seed: u32) -> Option<Simulated> {
-        Some(Simulated { simulator: Simulator::get()?, seed, arena: Vec::new(), start: 0 })
+        Some(Simulated {
+            simulator: Simulator::get()?,
+            seed,
+            arena: Vec::new(),
+            start: 0,
+            recordings: Vec::new(),
+            recording: None,
+            counts: Arc::default(),
+        })
+    }
+
+    /// Keeps a task where one is recorded; hands it back otherwise.
+    fn keep(&mut self, task: Task) -> Option<Task> {
+        match &mut self.recording {
+            Some(recording) => {
+                recording.push(task);
+                None
+            }
+            None => Some(task),
+        }
     }
 
     fn bytes(&mut self, buffer: Buffer) -> &mut [u8] {
@@ -56,21 +88,25 @@ impl Device for Simulated {
         if bytes > MOST {
             return Err(MOST);
         }
+        self.recordings.clear();
         self.arena = vec![0; (bytes + ALIGNMENT) as usize];
         self.start = self.arena.as_ptr().align_offset(ALIGNMENT as usize);
         Ok(())
     }
 
     fn upload(&mut self, to: Buffer, bytes: &[u8]) {
+        assert!(self.recording.is_none(), "an upload cannot be recorded");
         self.bytes(to)[..bytes.len()].copy_from_slice(bytes);
     }
 
     fn download(&self, from: Buffer, bytes: &mut [u8]) {
+        assert!(self.recording.is_none(), "a download cannot be recorded");
         assert!(bytes.len() as u64 <= from.bytes);
         bytes.copy_from_slice(&self.arena[self.start + from.at as usize..][..bytes.len()]);
     }
 
     fn send(&mut self, from: Buffer, bytes: usize) -> Vec<u8> {
+        assert!(self.recording.is_none(), "nothing that is sent can be recorded");
         self.bytes(from)[..bytes].to_vec()
     }
 
@@ -79,17 +115,52 @@ impl Device for Simulated {
     }
 
     fn zero(&mut self, buffer: Buffer) {
-        self.bytes(buffer).fill(0);
+        if self.keep(Task::Zero(buffer)).is_some() {
+            self.bytes(buffer).fill(0);
+        }
     }
 
     fn copy(&mut self, to: Buffer, from: Buffer) {
-        let bytes = self.bytes(from).to_vec();
-        self.upload(to, &bytes);
+        if self.keep(Task::Copy(to, from)).is_some() {
+            let bytes = self.bytes(from).to_vec();
+            self.bytes(to)[..bytes.len()].copy_from_slice(&bytes);
+        }
+    }
+
+    fn record(&mut self) {
+        assert!(self.recording.replace(Vec::new()).is_none(), "one recording at a time");
+    }
+
+    fn recorded(&mut self) -> Recording {
+        self.recordings.push(self.recording.take().expect("a recording was begun"));
+        self.counts[0].fetch_add(1, Ordering::Relaxed);
+        Recording(self.recordings.len() - 1)
+    }
+
+    fn replay(&mut self, recording: Recording) {
+        self.counts[1].fetch_add(1, Ordering::Relaxed);
+        let tasks = std::mem::take(&mut self.recordings[recording.0]);
+        for task in &tasks {
+            match task {
+                Task::Zero(buffer) => self.zero(*buffer),
+                Task::Copy(to, from) => self.copy(*to, *from),
+                Task::Launch { kernel, grid, block, shared, arguments } => {
+                    self.launch(Launch { kernel, grid: *grid, block: *block, shared: *shared }, arguments);
+                }
+            }
+        }
+        self.recordings[recording.0] = tasks;
     }
 
     #[allow(unsafe_code)]
     fn launch(&mut self, launch: Launch<'_>, arguments: &[Arg]) {
         if launch.grid.contains(&0) {
+            return;
+        }
+        if self.recording.is_some() {
+            let Launch { kernel, grid, block, shared } = launch;
+            let (kernel, arguments) = (kernel.to_owned(), arguments.to_vec());
+            self.keep(Task::Launch { kernel, grid, block, shared, arguments });
             return;
         }
         let base = self.bytes(Buffer { at: 0, bytes: 0 }).as_mut_ptr() as u64;
@@ -353,6 +424,63 @@ fn any_schedule_gives_the_same_bytes() {
     let Some(first) = run(SEEDS[0]) else { return };
     for &seed in &SEEDS[1..] {
         assert!(run(seed).as_ref() == Some(&first), "schedule {seed}");
+    }
+}
+
+/// Batches of one shape, and one of another, several times over: what is recorded for a shape is right for all of its
+/// batches. Without recordings, which are given up before each step, come the same bytes.
+#[test]
+fn what_is_recorded_is_what_would_be_done() {
+    let (name, parts) = MODELS[3];
+    let batches: Vec<Batch> = [(150, 5), (121, 9), (140, 2), (77, 4), (150, 6), (60, 3), (130, 7)]
+        .into_iter()
+        .map(|(tokens, vocabulary)| check::batch(tokens, vocabulary))
+        .collect();
+    let run = |recorded: bool| {
+        let device = Simulated::get(1)?;
+        let counts = device.counts.clone();
+        let (decoder, table) = lay_out(parts, TRAIN);
+        let mut cuda = Cuda::over(device, table).unwrap();
+        fill(&decoder, &mut cuda);
+        let mut losses = Vec::new();
+        for (i, batch) in batches.iter().enumerate() {
+            if !recorded {
+                cuda.set_rotations(&decoder.config.rotation_frequencies(), 150);
+            }
+            decoder.zero_gradients(&mut cuda);
+            let sent = decoder.begin(&mut cuda, batch, 150, 1.0 / (i + 1) as f32);
+            let norm = decoder.update(&mut cuda, &STEP);
+            losses.push(cuda.arrived(sent));
+            assert!(cuda.norm_arrived(norm).finite);
+        }
+        let weights = decoder.parameters.iter().flat_map(|p| cuda.read(p.weight)).map(f32::to_bits).collect::<Vec<_>>();
+        Some((losses, weights, counts.each_ref().map(|count| count.load(Ordering::Relaxed))))
+    };
+    let Some((losses, weights, counts)) = run(true) else { return };
+    let (expected, expected_weights, none) = run(false).unwrap();
+    let lengths: Vec<usize> = losses.iter().map(Vec::len).collect();
+    assert_eq!(lengths, batches.iter().map(|batch| batch.rows.len()).collect::<Vec<_>>(), "{name}");
+    assert!(losses == expected && weights == expected_weights, "{name}");
+    // One and two chunks of 50 rows: two shapes of passes. Each work is recorded when it comes a second time.
+    let chunks: Vec<usize> = lengths.iter().map(|rows| rows.div_ceil(50)).collect();
+    assert_eq!(chunks, [2, 2, 2, 1, 2, 1, 2]);
+    assert_eq!((counts, none), ([4, 6 + 6 + 4 + 1], [0, 0]));
+}
+
+/// What is filled up gives the same losses, and gradients that differ by rounding only.
+#[test]
+fn what_is_filled_up_gives_nothing() {
+    let (_, parts) = MODELS[3];
+    let full = batch().filled(150, 100);
+    assert_eq!((full.tokens(), full.segments.iter().sum::<u32>(), full.rows.len()), (150, 150, 100));
+    let (decoder, mut cpu) = on_cpu(parts, TRAIN);
+    let (_, mut filled) = on_cpu(parts, TRAIN);
+    let (losses, with) = (decoder.train(&mut cpu, &batch(), 0.1), decoder.train(&mut filled, &full, 0.1));
+    assert_eq!(losses, with[..losses.len()]);
+    assert!(with[losses.len()..].iter().all(|&loss| loss == 0.0));
+    let gradients = |ops: &Cpu| decoder.parameters.iter().map(|p| ops.read(p.training.unwrap().0)).collect::<Vec<_>>();
+    for (found, expected) in gradients(&filled).iter().zip(&gradients(&cpu)) {
+        assert!(relative(found, expected) < 1e-6);
     }
 }
 

@@ -3,6 +3,10 @@
 //! They are 36 bytes a token at most, some microseconds of copying for a pass of milliseconds; so the copy stands in the
 //! queue like a kernel, and the host, which does not wait for it, makes the lists of the next pass under the current one.
 //!
+//! Where a list lies depends on how many tokens and rows there are, and on nothing else: what is recorded for one batch is
+//! right for all of its shape. The numbers that still differ, how many distinct ids there are and the weight of the
+//! losses, stand before the lists.
+//!
 //! Attention asks for the first token and the end of each token's segment, RoPE for its place in it. The gradient of
 //! the embedding is a sum over the places of each id; a stable sort gives every id its places in ascending order, so
 //! that a block can add them up without atomics.
@@ -21,10 +25,12 @@ pub struct Loaded {
     /// First token of the segment, and the one after its last (N).
     pub segment_start: Buffer,
     pub segment_end: Buffer,
-    /// Ids that occur, ascending.
+    /// What the gradients of the losses are multiplied by (one f32).
+    pub weight: Buffer,
+    /// How many ids there are (one u32), those that occur, ascending (N, of which so many).
+    pub distinct_count: Buffer,
     pub distinct: Buffer,
-    pub distinct_count: usize,
-    /// Where each of them begins in `order`, and the end (distinct + 1).
+    /// Where each of them begins in `order`, and the end (N + 1, of which one more than there are).
     pub starts: Buffer,
     /// Tokens, sorted by id and then by place (N).
     pub order: Buffer,
@@ -33,8 +39,16 @@ pub struct Loaded {
     pub targets: Buffer,
 }
 
+/// Numbers, of four bytes each, that are kept for a batch of at most so many tokens and rows.
+pub fn room(tokens: usize, rows: usize) -> usize {
+    HEAD + 7 * tokens + 1 + 2 * rows
+}
+
+/// Numbers before the lists.
+const HEAD: usize = 2;
+
 /// The lists of `batch`, one after another, and where they will be once the bytes are in `buffer`.
-pub fn lists(batch: &Batch, buffer: Buffer) -> (Vec<u8>, Loaded) {
+pub fn lists(batch: &Batch, weight: f32, buffer: Buffer) -> (Vec<u8>, Loaded) {
     let tokens = batch.tokens();
     let segments = batch.segments.iter().scan(0, |end, &length| {
         *end += length;
@@ -58,7 +72,11 @@ pub fn lists(batch: &Batch, buffer: Buffer) -> (Vec<u8>, Loaded) {
     }
     first.push(tokens as u32);
 
-    let mut all: Vec<u32> = Vec::with_capacity(9 * tokens + 1);
+    let count = distinct.len() as u32;
+    distinct.resize(tokens, 0);
+    first.resize(tokens + 1, 0);
+
+    let mut all: Vec<u32> = Vec::with_capacity(room(tokens, batch.rows.len()));
     let mut list = |numbers: &[u32]| {
         let at = 4 * all.len();
         all.extend_from_slice(numbers);
@@ -66,12 +84,13 @@ pub fn lists(batch: &Batch, buffer: Buffer) -> (Vec<u8>, Loaded) {
     };
     let loaded = Loaded {
         tokens,
+        weight: list(&[weight.to_bits()]),
+        distinct_count: list(&[count]),
         ids: list(&batch.ids),
         positions: list(&positions),
         segment_start: list(&starts),
         segment_end: list(&ends),
         distinct: list(&distinct),
-        distinct_count: distinct.len(),
         starts: list(&first),
         order: list(&order),
         rows: list(&batch.rows),

@@ -324,7 +324,7 @@ pub fn model<D: Device>(
     let mut before = None;
     let step_seconds = time(&mut cuda, 10.0 * scale.seconds, |cuda| {
         decoder.zero_gradients(cuda);
-        let losses = decoder.begin(cuda, &batch, 1.0 / batch.rows.len() as f32);
+        let losses = decoder.begin(cuda, &batch, scale.tokens, 1.0 / batch.rows.len() as f32);
         let norm = decoder.update(cuda, &step);
         if let Some((losses, norm)) = before.replace((losses, norm)) {
             cuda.arrived(losses);

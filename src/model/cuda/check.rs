@@ -317,10 +317,11 @@ fn apply<O: Ops>(ops: &mut O, shape: Shape, operation: Operation, case: &Case) -
 pub(super) fn prepare(ops: &mut impl Ops, shape: Shape, batch: &Batch, operation: Operation, case: &Case) {
     let frequencies: Vec<f32> = (0..shape.head_dim / 2).map(|i| 0.8f32.powi(i as i32)).collect();
     ops.set_rotations(&frequencies, shape.tokens);
-    ops.load(batch);
+    ops.load(batch, 0.125);
     if matches!(operation, AdafactorMatrix | AdafactorVector) {
         ops.set_steps_done(1); // the second one keeps some of the moments
-        ops.begin_step(&case.tensors[1..2], &STEP);
+        ops.set_step(&STEP);
+        ops.begin_step(&case.tensors[1..2]);
     }
 }
 
@@ -359,10 +360,11 @@ pub(super) fn run(ops: &mut impl Ops, operation: Operation, case: &Case, count: 
         SwigluBackward => ops.swiglu_backward(t[0], t[1], t[2]),
         Gather => ops.gather(t[0], t[1], 0, count),
         Scatter => ops.scatter(t[0], t[1], 0, count),
-        CrossEntropy => ops.cross_entropy(t[0], t[1], 0, count, Some(0.125)),
+        CrossEntropy => ops.cross_entropy(t[0], t[1], 0, count, true),
         Argmax => return Some(ops.argmax(t[0], count).into_iter().map(|token| token as f32).collect()),
         Norm => {
-            ops.begin_step(&t[..2], &STEP);
+            ops.set_step(&STEP);
+            ops.begin_step(&t[..2]);
             let norm = ops.norm();
             return Some(vec![ops.norm_arrived(norm).value as f32]);
         }

@@ -32,6 +32,9 @@ __device__ __forceinline__ Exponentials exponentials(const bf16* row, int V) {
   return own;
 }
 
+// A row that predicts nothing: neither a loss nor a gradient.
+#define NO_TARGET 0xFFFFFFFFu
+
 template <bool WHOLE>
 __device__ __forceinline__ void write_gradient(bf16* row, Exponentials all, int target, int V, float gradient) {
   float scale = gradient / all.sum;
@@ -46,12 +49,18 @@ __device__ __forceinline__ void write_gradient(bf16* row, Exponentials all, int 
 }
 
 // loss[r] = log sum_v exp logits[r, v] - logits[r, target[r]]; with_gradient, logits become
-// gradient (softmax(logits) - onehot(target)), and NaN if the loss is not finite · loss, target (rows), logits (rows, V)
+// weight (softmax(logits) - onehot(target)), and NaN if the loss is not finite · loss, target (rows), logits (rows, V),
+// weight (1)
 // grid (rows)  block 1024; 2 bytes an element, with gradient 6
 extern "C" __global__ void __launch_bounds__(1024) cross_entropy(float* loss, bf16* logits, const u32* target, int V,
-                                                                 float gradient, int with_gradient) {
+                                                                 const float* weight, int with_gradient) {
   STATIC_SHARED(Exponentials, part, 32);
   bf16* row = logits + (i64)blockIdx.x * V;
+  if (target[blockIdx.x] == NO_TARGET) {
+    if (threadIdx.x == 0) loss[blockIdx.x] = 0.f;
+    for (int i = threadIdx.x; with_gradient && i < V; i += blockDim.x) row[i] = 0;
+    return;
+  }
   int t = target[blockIdx.x], warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
   bool whole = V % 8 == 0;
   Exponentials own = whole ? exponentials<true>(row, V) : exponentials<false>(row, V);
@@ -68,7 +77,7 @@ extern "C" __global__ void __launch_bounds__(1024) cross_entropy(float* loss, bf
   float own_loss = (all.max - of_target) + log2f(all.sum) * LN2;
   if (threadIdx.x == 0) loss[blockIdx.x] = own_loss;
   if (!with_gradient) return;
-  gradient += own_loss - own_loss;  // 0, or NaN
+  float gradient = *weight + (own_loss - own_loss);  // 0, or NaN
   if (whole)
     write_gradient<true>(row, all, t, V, gradient);
   else

@@ -3,20 +3,20 @@
 use super::device::{Arg, Buffer, Device, Launch};
 
 /// `losses[r] = log Σ_v exp logits[r, v] - logits[r, targets[r]]`; with `gradient`, logits become
-/// `gradient · (softmax(logits) - onehot(target))` · losses, targets (rows), logits (rows, V)
+/// `weight · (softmax(logits) - onehot(target))` · losses, targets (rows), logits (rows, V), weight (1)
 pub fn cross_entropy(
     device: &mut impl Device,
-    [losses, logits, targets]: [Buffer; 3],
+    [losses, logits, targets, weight]: [Buffer; 4],
     [rows, v]: [usize; 2],
-    gradient: Option<f32>,
+    gradient: bool,
 ) {
     let arguments = [
         losses.f32(rows),
         logits.bf16(rows * v),
         targets.u32(rows),
         Arg::int(v),
-        Arg::Float(gradient.unwrap_or(0.0)),
-        Arg::Int(i32::from(gradient.is_some())),
+        weight.f32(1),
+        Arg::Int(i32::from(gradient)),
     ];
     device.launch(Launch::row("cross_entropy", rows, 1024), &arguments);
 }

@@ -142,6 +142,10 @@ impl Product {
     }
 }
 
+/// Number of a recording.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recording(pub usize);
+
 /// A device with one arena. Work is done in the order in which it is asked for; only [`Device::download`],
 /// [`Device::arrived`] and [`Device::synchronize`] wait for it.
 pub trait Device: Sized {
@@ -151,7 +155,7 @@ pub trait Device: Sized {
     /// Finds the device and makes its kernels ready.
     fn open() -> Result<Self>;
 
-    /// Takes the arena, all of it zero; or tells how many bytes are free.
+    /// Takes the arena, all of it zero; or tells how many bytes are free. What was recorded before is forgotten.
     fn take(&mut self, bytes: u64) -> Result<(), u64>;
 
     /// Copies bytes into a buffer. They may be overwritten as soon as this returns.
@@ -180,6 +184,16 @@ pub trait Device: Sized {
 
     /// Multiplies matrices; `workspace` is free for it to use.
     fn multiply(&mut self, product: &Product, workspace: Buffer);
+
+    /// What is asked for from now on is recorded, and not done: launches, products, copies within the arena, zeros.
+    /// Nothing else may be asked for.
+    fn record(&mut self);
+
+    /// Ends what [`Device::record`] began.
+    fn recorded(&mut self) -> Recording;
+
+    /// Does what was recorded, with the arguments that it was recorded with.
+    fn replay(&mut self, recording: Recording);
 
     /// Waits until everything that was asked for is done.
     fn synchronize(&self);

@@ -12,7 +12,7 @@ use cudarc::driver::result::{self, DriverError, stream::StreamKind};
 use cudarc::driver::sys;
 use rayon::prelude::*;
 
-use super::device::{Arg, Buffer, Device, Launch, Product};
+use super::device::{Arg, Buffer, Device, Launch, Product, Recording};
 use super::libraries;
 pub use super::libraries::NO_DRIVER;
 use super::nccl::Nccl;
@@ -209,6 +209,9 @@ pub struct Driver {
     next: usize,
     /// For bytes that are sent to the host, those that are free.
     parcels: Vec<Stage>,
+    /// What was recorded for this arena.
+    graphs: Vec<sys::CUgraphExec>,
+    recording: bool,
     context: Context, // dropped last
 }
 
@@ -224,6 +227,14 @@ impl Driver {
 
     fn address(&self, at: u64) -> u64 {
         self.arena.0 + at
+    }
+
+    /// Gives up what was recorded; the stream is idle.
+    fn forget(&mut self) {
+        for graph in self.graphs.drain(..) {
+            // SAFETY: made in `recorded`, and used no more. What cannot be freed now goes with the process.
+            let _ = unsafe { result::graph::exec_destroy(graph) };
+        }
     }
 
     /// The kernel of a name, with so much dynamic shared memory allowed.
@@ -287,6 +298,8 @@ impl Device for Driver {
             stages: Vec::new(),
             next: 0,
             parcels: Vec::new(),
+            graphs: Vec::new(),
+            recording: false,
             context,
         })
     }
@@ -295,6 +308,7 @@ impl Device for Driver {
         self.here();
         if self.arena.0 != 0 {
             self.synchronize();
+            self.forget();
             // SAFETY: nothing uses the old arena any more.
             let _ = unsafe { result::free_sync(self.arena.0) };
             self.arena = (0, 0);
@@ -309,6 +323,7 @@ impl Device for Driver {
 
     fn upload(&mut self, to: Buffer, bytes: &[u8]) {
         self.here();
+        assert!(!self.recording, "what the host gives is given before work is recorded");
         assert!(bytes.len() as u64 <= to.bytes, "what is uploaded fits");
         let address = self.address(to.at);
         if bytes.len() > STAGED {
@@ -343,6 +358,7 @@ impl Device for Driver {
 
     fn send(&mut self, from: Buffer, bytes: usize) -> Sent {
         self.here();
+        assert!(!self.recording, "what the host is given is sent after work was recorded");
         assert!(bytes as u64 <= from.bytes, "no more is sent than is there");
         let free = self.parcels.iter().position(|stage| stage.bytes >= bytes);
         let stage = match free {
@@ -436,6 +452,39 @@ impl Device for Driver {
         }
     }
 
+    fn record(&mut self) {
+        self.here();
+        // Other threads may go on calling the driver. What is recorded was done once before, so that nothing is left in it
+        // that a capture does not allow: functions are loaded, and products planned.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is ours.
+        ended(unsafe { result::stream::begin_capture(self.stream, mode) }, "record work");
+        self.recording = true;
+    }
+
+    fn recorded(&mut self) -> Recording {
+        self.here();
+        self.recording = false;
+        let nothing_special = sys::CUgraphInstantiate_flags(0);
+        // SAFETY: the stream is ours and was being captured; the graph is used only here.
+        let graph = unsafe {
+            let graph = ended(result::stream::end_capture(self.stream), "record work");
+            let executable = ended(result::graph::instantiate(graph, nothing_special), "make ready what was recorded");
+            ended(result::graph::destroy(graph), "free what was recorded");
+            executable
+        };
+        self.graphs.push(graph);
+        Recording(self.graphs.len() - 1)
+    }
+
+    fn replay(&mut self, recording: Recording) {
+        self.here();
+        let graph = self.graphs[recording.0];
+        // SAFETY: the graph is there until the arena is given up that its launches are about. Those were checked when they
+        // were recorded, and their arguments are copied in it.
+        ended(unsafe { result::graph::launch(graph, self.stream) }, "do what was recorded");
+    }
+
     fn synchronize(&self) {
         self.here();
         // SAFETY: the stream is ours.
@@ -452,6 +501,7 @@ impl Drop for Driver {
         unsafe {
             let _ = result::stream::synchronize(self.stream);
             self.nccl = None;
+            self.forget();
             for stage in self.stages.iter().chain(&self.parcels) {
                 stage.free();
             }

@@ -27,10 +27,12 @@ __device__ __forceinline__ void sum_rows(float (&sum)[8], const bf16* dy, const 
 // `order` lists the tokens of each distinct id, ascending; no two blocks write to the same place, so nothing is atomic.
 // Some ids come up hundreds of times in a batch (a comma, padding): eight warps sum an eighth of the rows each, and the
 // eighths are added in order.
-// grid (distinct ids, ceil(C / 256))  block 256
+// grid (`count` distinct ids or more, ceil(C / 256))  block 256
 extern "C" __global__ void __launch_bounds__(256) embed_backward(float* dtable, const bf16* dy, const u32* order,
-                                                                 const u32* starts, const u32* distinct, int C) {
+                                                                 const u32* starts, const u32* distinct,
+                                                                 const u32* count, int C) {
   STATIC_SHARED(float, part, 8 * 264);
+  if (blockIdx.x >= *count) return;
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, column = blockIdx.y * 256 + lane * 8;
   int first = starts[blockIdx.x], last = starts[blockIdx.x + 1], share = (last - first + 7) / 8;
   int from = first + warp * share, to = min(from + share, last);

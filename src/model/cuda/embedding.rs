@@ -12,14 +12,16 @@ pub fn embed(device: &mut impl Device, y: Buffer, table: Buffer, batch: &Loaded,
 
 /// `dtable[ids[n]] += dy[n]` · dtable (V, C), dy (N, C)
 pub fn embed_backward(device: &mut impl Device, dtable: Buffer, dy: Buffer, batch: &Loaded, [v, c]: [usize; 2]) {
-    let (n, distinct) = (batch.tokens, batch.distinct_count);
-    let launch = Launch { kernel: "embed_backward", grid: [distinct, c.div_ceil(256), 1], block: 256, shared: 0 };
+    let n = batch.tokens;
+    // At most every token has an id of its own.
+    let launch = Launch { kernel: "embed_backward", grid: [n, c.div_ceil(256), 1], block: 256, shared: 0 };
     let arguments = [
         dtable.f32(v * c),
         dy.bf16(n * c),
         batch.order.u32(n),
-        batch.starts.u32(distinct + 1),
-        batch.distinct.u32(distinct),
+        batch.starts.u32(n + 1),
+        batch.distinct.u32(n),
+        batch.distinct_count.u32(1),
         Arg::int(c),
     ];
     device.launch(launch, &arguments);

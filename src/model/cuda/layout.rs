@@ -3,7 +3,7 @@
 //! A weight that is trained lies there twice: in f32, which the optimizer changes, and in bf16, which is computed with.
 
 use super::device::{ALIGNMENT, Buffer};
-use super::{adafactor, bias, norm, rmsnorm};
+use super::{adafactor, batch, bias, norm, rmsnorm};
 use crate::model::arena::{Group, Kind, Precision, Table, Tensor};
 
 /// Memory that cuBLASLt may use for a product, as NVIDIA recommends for Hopper
@@ -40,7 +40,7 @@ pub fn plan(table: Table) -> (Table, Scratch) {
     let mut table = table.kept_in(Precision::Bf16);
     let mut add = |name: &str, shape: &[usize]| table.add(Group::Workspace, Kind::Exact, name, shape);
     let scratch = Scratch {
-        batch: add("batch", &[9 * bounds.tokens + 1]),
+        batch: add("batch", &[batch::room(bounds.tokens, bounds.tokens.next_multiple_of(bounds.logit_rows.max(1)))]),
         rotations: add("rotations", &[2, bounds.tokens, bounds.head_dim / 2]),
         delta: add("attention delta", &[bounds.heads, bounds.tokens]),
         partial: add("partial sums", &[partial]),

@@ -6,7 +6,8 @@
 //!
 //! Work is only put into a queue. Losses and the norm of a step come back when they are done, and training asks for them
 //! a step late; the host waits only for tokens and weights. Whether a step of the optimizer is done at all is decided on
-//! the device, where the norm is: by what it leaves for the kernels of the optimizer to read ([`adafactor`]).
+//! the device, where the norm is: by what it leaves for the kernels of the optimizer to read ([`adafactor`]). So what a
+//! pass launches depends on its shape alone, and is recorded once for each ([`Ops::repeat`]).
 //! All sums have a fixed order that depends on no clock and no device: the same run gives the same bytes again.
 
 pub mod device;
@@ -42,16 +43,18 @@ pub mod source;
 pub mod bench;
 pub mod check;
 
+use std::collections::HashMap;
+
 use half::bf16;
 
 use self::adafactor::Scalars;
 use self::batch::Loaded;
-use self::device::{Buffer, Device, Form, Product, bytes_of};
+use self::device::{Buffer, Device, Form, Product, Recording, bytes_of};
 use self::layout::{Place, Scratch};
 use self::rmsnorm::Rows;
 use self::rope::Rotations;
 use super::arena::{Kind, Table, Tensor};
-use super::ops::{AdafactorStep, AttentionGradients, AttentionSaved, Batch, Moments, Norm, Ops, Turn};
+use super::ops::{AdafactorStep, AttentionGradients, AttentionSaved, Batch, Moments, Norm, Ops, Turn, Work};
 use super::ranks::Ranks;
 use crate::diag::{Diagnostic, Result};
 
@@ -65,6 +68,8 @@ pub struct Cuda<D> {
     rotations: Rotations,
     /// The step that the device is asked for.
     step: Option<AdafactorStep>,
+    /// Work that has come once, or more often, and then is recorded.
+    recordings: HashMap<Work, Option<Recording>>,
 }
 
 impl<D: Device> Cuda<D> {
@@ -86,10 +91,10 @@ impl<D: Device> Cuda<D> {
         })?;
         let own = |tensor: Tensor| places[tensor.index()].own;
         let (loaded, rotations) = (
-            batch::lists(&Batch::default(), own(scratch.batch)).1,
+            batch::lists(&Batch::default(), 0.0, own(scratch.batch)).1,
             Rotations { cos: own(scratch.rotations), sin: own(scratch.rotations), positions: 0 },
         );
-        Ok(Cuda { device, table, places, scratch, loaded, rotations, step: None })
+        Ok(Cuda { device, table, places, scratch, loaded, rotations, step: None, recordings: HashMap::new() })
     }
 
     /// What a tensor is computed with.
@@ -170,11 +175,31 @@ impl<D: Device> Ops for Cuda<D> {
         self.device.zero(self.own(tensor));
     }
 
-    fn load(&mut self, batch: &Batch) {
+    fn load(&mut self, batch: &Batch, weight: f32) {
         let buffer = self.own(self.scratch.batch);
-        let (bytes, loaded) = batch::lists(batch, buffer);
+        let (bytes, loaded) = batch::lists(batch, weight, buffer);
         self.device.upload(buffer, &bytes);
         self.loaded = loaded;
+    }
+
+    fn repeat(&mut self, work: Work, operations: impl FnOnce(&mut Self)) {
+        let recording = match self.recordings.get(&work) {
+            None => {
+                // The first time does what is only done once: kernels are looked up, and products planned.
+                operations(self);
+                self.recordings.insert(work, None);
+                return;
+            }
+            Some(Some(recording)) => *recording,
+            Some(None) => {
+                self.device.record();
+                operations(self);
+                let recording = self.device.recorded();
+                self.recordings.insert(work, Some(recording));
+                recording
+            }
+        };
+        self.device.replay(recording);
     }
 
     fn set_rotations(&mut self, frequencies: &[f32], positions: usize) {
@@ -185,6 +210,7 @@ impl<D: Device> Ops for Cuda<D> {
         self.device.upload(cos, &bytes_of(&angles, |a| a.cos().to_le_bytes()));
         self.device.upload(sin, &bytes_of(&angles, |a| a.sin().to_le_bytes()));
         self.rotations = Rotations { cos, sin, positions };
+        self.recordings.clear(); // they are for the rotations before
     }
 
     fn embed(&mut self, y: Tensor, table: Tensor) {
@@ -295,9 +321,10 @@ impl<D: Device> Ops for Cuda<D> {
         gather::scatter_rows(&mut self.device, operands, shape);
     }
 
-    fn cross_entropy(&mut self, losses: Tensor, logits: Tensor, first: usize, count: usize, gradient: Option<f32>) {
+    fn cross_entropy(&mut self, losses: Tensor, logits: Tensor, first: usize, count: usize, gradient: bool) {
         let shape = [count, self.width(logits)];
-        let operands = [self.at(losses).after(4 * first), self.at(logits), self.loaded.targets.after(4 * first)];
+        let (losses, targets) = (self.at(losses).after(4 * first), self.loaded.targets.after(4 * first));
+        let operands = [losses, self.at(logits), targets, self.loaded.weight];
         cross_entropy::cross_entropy(&mut self.device, operands, shape, gradient);
     }
 
@@ -335,12 +362,16 @@ impl<D: Device> Ops for Cuda<D> {
         self.device.upload(at, &done.to_le_bytes());
     }
 
-    fn begin_step(&mut self, gradients: &[Tensor], step: &AdafactorStep) {
-        let scalars = self.scalars();
+    fn set_step(&mut self, step: &AdafactorStep) {
         if self.step != Some(*step) {
-            self.device.upload(scalars.asked, &adafactor::asked_bytes(step));
+            let asked = self.scalars().asked;
+            self.device.upload(asked, &adafactor::asked_bytes(step));
             self.step = Some(*step);
         }
+    }
+
+    fn begin_step(&mut self, gradients: &[Tensor]) {
+        let scalars = self.scalars();
         let gradients: Vec<(Buffer, usize)> =
             gradients.iter().map(|&g| (self.own(g), self.table.get(g).len())).collect();
         let squares = self.own(self.scratch.squares);

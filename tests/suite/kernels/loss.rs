@@ -1,5 +1,6 @@
 //! Losses and their gradient, the likeliest token, scores of options, the norm of gradients.
 
+use flanc::model::ops::NO_TARGET;
 use half::bf16;
 
 use super::{BF16, Buffer, Draw, Outcome, Run, Simulator, arguments, close, equal, floats, schedules, with_simulator};
@@ -10,12 +11,12 @@ const BLOCKS: [usize; 2] = [64, 1024];
 fn check_cross_entropy(simulator: &Simulator, targets: &[u32], v: usize, block: usize, spread: f32) -> Outcome {
     let (rows, gradient) = (targets.len(), 0.37f32);
     let logits: Vec<bf16> = Draw(12).floats(rows * v).iter().map(|x| bf16::from_f32(spread * x)).collect();
-    let (input, target) = (Buffer::new(&logits), Buffer::new(targets));
+    let (input, target, weight) = (Buffer::new(&logits), Buffer::new(targets), Buffer::new(&[gradient]));
     let (alone, loss, gradients) = schedules(simulator, |run| {
         let (mut alone, mut loss) = (Buffer::<f32>::unset(rows), Buffer::<f32>::unset(rows));
         let mut changed = Buffer::new(&logits);
-        run.launch("cross_entropy", [rows, 1], block, 0, arguments![&mut alone, &input, &target, v, gradient, 0usize])?;
-        let arguments = arguments![&mut loss, &mut changed, &target, v, gradient, 1usize];
+        run.launch("cross_entropy", [rows, 1], block, 0, arguments![&mut alone, &input, &target, v, &weight, 0usize])?;
+        let arguments = arguments![&mut loss, &mut changed, &target, v, &weight, 1usize];
         run.launch("cross_entropy", [rows, 1], block, 0, arguments)?;
         Ok((alone.get()?, loss.get()?, changed.get()?))
     })?;
@@ -23,6 +24,11 @@ fn check_cross_entropy(simulator: &Simulator, targets: &[u32], v: usize, block: 
     equal("loss, without gradient", &alone, &loss)?;
     let (mut expected, mut expected_gradients) = (Vec::new(), Vec::new());
     for (row, &target) in floats(&logits).chunks(v).zip(targets) {
+        if target == NO_TARGET {
+            expected.push(0.0);
+            expected_gradients.extend(vec![0.0; v]);
+            continue;
+        }
         let max = row.iter().copied().fold(f64::MIN, f64::max);
         let lse = max + row.iter().map(|x| (x - max).exp()).sum::<f64>().ln();
         expected.push(lse - row[target as usize]);
@@ -87,8 +93,8 @@ fn check_norm(simulator: &Simulator, lengths: &[usize], parts: usize) -> Outcome
 
 /// All of it on shapes as small as show what goes wrong.
 pub fn check(simulator: &Simulator) -> Outcome {
-    check_cross_entropy(simulator, &[0, 999, 500], 1000, 128, 8.0)?;
-    check_cross_entropy(simulator, &[12, 3], 77, 64, 30.0)?;
+    check_cross_entropy(simulator, &[0, 999, NO_TARGET, 500], 1000, 128, 8.0)?;
+    check_cross_entropy(simulator, &[12, 3, NO_TARGET], 77, 64, 30.0)?;
     check_argmax(simulator, 6, 1000, 128, 2000)?;
     check_argmax(simulator, 3, 77, 64, 5)?;
     check_options(simulator, &[0, 1, 4, 9])?;
@@ -135,12 +141,12 @@ fn what_is_not_finite_is_seen() {
 #[test]
 fn logits_that_are_not_numbers_give_no_loss() {
     with_simulator(|simulator| {
-        let run = Run { simulator, seed: 0 };
+        let (run, weight) = (Run { simulator, seed: 0 }, Buffer::new(&[1.0f32]));
         for bad in [bf16::NAN, bf16::INFINITY] {
             let mut logits = vec![bf16::ONE; 100];
             logits[61] = bad;
             let (mut changed, mut loss, target) = (Buffer::new(&logits), Buffer::<f32>::unset(1), Buffer::new(&[3u32]));
-            let arguments = arguments![&mut loss, &mut changed, &target, 100usize, 1.0f32, 1usize];
+            let arguments = arguments![&mut loss, &mut changed, &target, 100usize, &weight, 1usize];
             run.launch("cross_entropy", [1, 1], 64, 0, arguments)?;
             let loss = loss.get()?[0];
             assert!(!loss.is_finite(), "{bad}: {loss}");
@@ -149,13 +155,13 @@ fn logits_that_are_not_numbers_give_no_loss() {
         // Infinitely unlikely: the other logits are numbers.
         let logits = [bf16::ONE, bf16::NEG_INFINITY, bf16::ONE];
         let (mut changed, mut loss, target) = (Buffer::new(&logits), Buffer::<f32>::unset(1), Buffer::new(&[1u32]));
-        let arguments = arguments![&mut loss, &mut changed, &target, 3usize, 1.0f32, 1usize];
+        let arguments = arguments![&mut loss, &mut changed, &target, 3usize, &weight, 1usize];
         run.launch("cross_entropy", [1, 1], 64, 0, arguments)?;
         assert!(loss.get()?[0] == f32::INFINITY && changed.get()?.iter().all(|g| g.is_nan()));
         // What a mask leaves at minus infinity has no share.
         let logits = [bf16::NEG_INFINITY, bf16::ONE, bf16::ONE, bf16::NEG_INFINITY];
         let (mut changed, mut loss, target) = (Buffer::new(&logits), Buffer::<f32>::unset(1), Buffer::new(&[1u32]));
-        let arguments = arguments![&mut loss, &mut changed, &target, 4usize, 1.0f32, 1usize];
+        let arguments = arguments![&mut loss, &mut changed, &target, 4usize, &weight, 1usize];
         run.launch("cross_entropy", [1, 1], 64, 0, arguments)?;
         close("cross_entropy with hidden tokens", &loss.get()?, &[2f64.ln()], 1e-6)?;
         close("its gradient", &changed.get()?, &[0.0, -0.5, 0.5, 0.0], BF16)

@@ -106,6 +106,12 @@ const FAMILIES: [Family; 7] = [
         mistakes: &[
             ("the gradient of a row is not added", "embedding.cu", "+= total;", "= total;"),
             ("an id's last tokens are left out", "embedding.cu", "(last - first + 7) / 8", "(last - first) / 8"),
+            (
+                "ids that are not there have gradients",
+                "embedding.cu",
+                "if (blockIdx.x >= *count) return;",
+                "(void)count;",
+            ),
             ("a part is read before it is written", "embedding.cu", "= sum[j];\n  __syncthreads();", "= sum[j];"),
             (
                 "the last of a row is not copied",
@@ -183,6 +189,18 @@ const FAMILIES: [Family; 7] = [
                 "log2f(all.sum)",
             ),
             ("the gradient forgets the target", "cross_entropy.cu", "(i + j == target ? gradient : 0.f)", "0.f"),
+            (
+                "the gradient without a target is what was there",
+                "cross_entropy.cu",
+                "with_gradient && i < V; i += blockDim.x) row[i] = 0",
+                "i < 0; i++) row[i] = 0",
+            ),
+            (
+                "the loss without a target is what was there",
+                "cross_entropy.cu",
+                "if (threadIdx.x == 0) loss[blockIdx.x] = 0.f;",
+                "",
+            ),
             ("the last of several tokens", "cross_entropy.cu", "b.id < a.id", "b.id > a.id"),
             ("the likeliest of a part of the row", "cross_entropy.cu", "best = better(best, part[w]);", ""),
             ("scores with the wrong sign", "cross_entropy.cu", "score[o] = -sum", "score[o] = sum"),

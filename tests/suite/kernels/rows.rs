@@ -15,18 +15,24 @@ fn check_embedding(simulator: &Simulator, ids: &[u32], vocabulary: usize, c: usi
     distinct.dedup();
     let before_id = |id: u32| ids.iter().filter(|&&i| i < id).count() as u32;
     let starts: Vec<u32> = distinct.iter().map(|&id| before_id(id)).chain([n as u32]).collect();
+    let count = Buffer::new(&[distinct.len() as u32]);
+    // What lies behind them would give id 0 the gradients of all tokens.
+    let filled = |list: &[u32], fill: [u32; 2], length: usize| {
+        list.iter().copied().chain(fill.into_iter().cycle()).take(length).collect::<Vec<u32>>()
+    };
+    let (starts, distinct) = (filled(&starts, [0, n as u32], n + 1), filled(&distinct, [0; 2], n));
     let lists = (Buffer::new(&order), Buffer::new(&starts), Buffer::new(&distinct));
     let inputs = (Buffer::new(&table), Buffer::new(ids), Buffer::new(&dy));
     let (y, dtable) = schedules(simulator, |run| {
         let (mut y, mut dtable) = (Buffer::<bf16>::unset(n * c), Buffer::new(&before));
         run.launch("embed", [n, 1], 128, 0, arguments![&mut y, &inputs.0, &inputs.1, n, c])?;
-        let grid = [distinct.len(), c.div_ceil(256)];
+        let grid = [n, c.div_ceil(256)]; // as if every token had an id of its own
         run.launch(
             "embed_backward",
             grid,
             256,
             0,
-            arguments![&mut dtable, &inputs.2, &lists.0, &lists.1, &lists.2, c],
+            arguments![&mut dtable, &inputs.2, &lists.0, &lists.1, &lists.2, &count, c],
         )?;
         Ok((y.get()?, dtable.get()?))
     })?;
