@@ -8,7 +8,8 @@
 //
 // A stream that is captured does nothing; a graph keeps its tasks with the arguments they had. What CUDA refuses while the
 // thread captures is refused, and spoils the capture. What a kernel does wrong is reported where it runs; every call
-// fails from then on. Kernels are found by name alone; their code is whatever NVRTC was given.
+// fails from then on. With FLANC_SIMULATED_COUNTS it says in the end how many graphs there were. Kernels are found by name
+// alone; their code is whatever NVRTC was given.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -66,6 +67,12 @@ constexpr size_t MARGIN = 256;
 std::vector<Stream*> streams;
 std::map<const char*, size_t> pinned;  // memory of the host, by its first byte
 int broken = OK;                       // what every call says once a kernel has failed
+struct Counts {
+  int graphs = 0, launches = 0;
+  ~Counts() {
+    if (getenv("FLANC_SIMULATED_COUNTS")) fprintf(stderr, "%d graphs, launched %d times\n", graphs, launches);
+  }
+} counts;
 
 bool is_set(const char* variable, const char* value) {
   const char* is = getenv(variable);
@@ -255,11 +262,13 @@ API int cuStreamEndCapture(void* stream, void** graph) {
   return !*graph ? INVALID : captured.spoilt ? CAPTURE_INVALIDATED : OK;
 }
 API int cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long flags) {
+  counts.graphs++;
   return *executable = new Graph(*(Graph*)graph), flags ? INVALID : OK;
 }
 API int cuGraphLaunch(void* executable, void* stream) {
   if (int error = usable(stream)) return error;
   if (((Stream*)stream)->captured) return allowed();
+  counts.launches++;
   for (const Task& task : *(Graph*)executable) later(stream, task);
   return OK;
 }

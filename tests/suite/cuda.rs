@@ -99,6 +99,11 @@ impl Device for Simulated {
         self.bytes(to)[..bytes.len()].copy_from_slice(bytes);
     }
 
+    fn bring(&mut self, to: Buffer, by: [Buffer; 2], bytes: &[u8]) {
+        assert!(by.iter().all(|by| by.bytes >= bytes.len() as u64));
+        self.upload(to, bytes);
+    }
+
     fn download(&self, from: Buffer, bytes: &mut [u8]) {
         assert!(self.recording.is_none(), "a download cannot be recorded");
         assert!(bytes.len() as u64 <= from.bytes);
@@ -651,9 +656,8 @@ fn on_simulated_gpu(scratch: &Path, arguments: &[&str], variables: &[(&str, &str
     Some(command.envs(variables.iter().copied()).args(arguments).output().unwrap())
 }
 
-#[test]
-fn the_program_trains_through_the_driver() {
-    let scratch = Scratch::new();
+/// Data, a model's shape and settings: steps of two passes each.
+fn prepare_a_run(scratch: &Scratch) {
     super::compile::run(
         "tasks = ['rte', 'trec']\nlengths = { inputs = 96, targets = 31 }\n\
          output = { profile = 'packed', sequence = 128, shard_tokens = 30_000 }",
@@ -665,13 +669,23 @@ fn the_program_trains_through_the_driver() {
     let settings = "tokens_per_step = 256\nmicro_batch = 128\ncheckpoint_every = 2\nvalidate_rows = 1\n\
         max_norm = 1.0\noptimizer.learning_rate = 1e-2\n";
     fs::write(scratch.join("train.toml"), settings).unwrap();
+}
+
+/// Runs it into `out`.
+fn train(scratch: &Scratch, out: &str, more: &[&str], variables: &[(&str, &str)]) -> Option<Output> {
     let path = |name: &str| scratch.join(name).to_str().unwrap().to_owned();
-    let (data, config, settings) = (path("data"), path("config.json"), path("train.toml"));
+    let (data, config, settings, out) = (path("data"), path("config.json"), path("train.toml"), path(out));
+    let arguments = ["train", "--data", &data, "--init", &config, "--settings", &settings, "--out", &out];
+    on_simulated_gpu(scratch, &[&arguments[..], &["--threads", "2"], more].concat(), variables)
+}
+
+#[test]
+fn the_program_trains_through_the_driver() {
+    let scratch = Scratch::new();
+    prepare_a_run(&scratch);
     let train = |out: &str, steps: &str, device: &str| {
-        let out = path(out);
-        let arguments = ["train", "--data", &data, "--init", &config, "--settings", &settings, "--threads", "2"];
-        let arguments = [&arguments[..], &["--out", &out, "--steps", steps, "--device", device]].concat();
-        let output = on_simulated_gpu(&scratch, &arguments, &[])?;
+        let variables = [("FLANC_SIMULATED_COUNTS", "")];
+        let output = train(&scratch, out, &["--steps", steps, "--device", device], &variables)?;
         assert!(output.status.success(), "{}", stderr(&output));
         Some(stderr(&output))
     };
@@ -683,6 +697,8 @@ fn the_program_trains_through_the_driver() {
 
     let Some(said) = train("gpu", "4", "auto") else { return };
     assert!(said.contains("computing on a simulated GPU (sm_90)"), "{said}");
+    // Of clearing the gradients, of the passes, which have one shape, and of the optimizer; each is done once without.
+    assert!(said.contains("3 graphs, launched 13 times"), "{said}");
     train("cpu", "4", "cpu").unwrap();
     let (found, expected) = (losses("gpu"), losses("cpu"));
     println!("{found:.4?} {expected:.4?}");
@@ -706,6 +722,27 @@ fn the_program_trains_through_the_driver() {
     for file in ["model/model.safetensors", "checkpoints/step-00000004/optimizer.safetensors"] {
         let read = |out: &str| fs::read(scratch.join(out).join(file)).unwrap();
         assert!(read("gpu") == read("parts"), "{file}");
+    }
+}
+
+/// Batches are copied by a stream of their own, as early or as late as its events allow, and without them differently.
+#[test]
+fn copies_keep_their_order() {
+    let scratch = Scratch::new();
+    prepare_a_run(&scratch);
+    let model = |out: &str, variables: &[(&str, &str)]| {
+        let output = train(&scratch, out, &["--steps", "4", "--device", "cuda"], variables)?;
+        let model = fs::read(scratch.join(out).join("model/model.safetensors")).unwrap_or_default();
+        Some((output.status.success(), model, stderr(&output)))
+    };
+    let (early, mistake) = (("FLANC_SIMULATED_STREAMS", "early"), ("FLANC_SIMULATED_MISTAKE", "no-order"));
+    let Some(late) = model("late", &[]) else { return };
+    let early_too = model("early", &[early]).unwrap();
+    assert!(late.0 && early_too.0, "{} {}", late.2, early_too.2);
+    assert!(late.1 == early_too.1);
+    for (out, variables) in [("mistaken", &[mistake][..]), ("mistaken-early", &[mistake, early])] {
+        let mistaken = model(out, variables).unwrap();
+        assert!(!mistaken.0 || mistaken.1 != late.1, "{out}: nobody saw that streams did not wait");
     }
 }
 

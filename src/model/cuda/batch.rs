@@ -1,7 +1,7 @@
 //! A batch as kernels read it: lists of numbers, copied to the device in one piece.
 //!
-//! They are 36 bytes a token at most, some microseconds of copying for a pass of milliseconds; so the copy stands in the
-//! queue like a kernel, and the host, which does not wait for it, makes the lists of the next pass under the current one.
+//! They are 36 bytes a token at most. The host makes the lists of the next pass under the current one, and copies them under
+//! it to another place of the device; between two passes there is only a copy from there, of a microsecond.
 //!
 //! Where a list lies depends on how many tokens and rows there are, and on nothing else: what is recorded for one batch is
 //! right for all of its shape. The numbers that still differ, how many distinct ids there are and the weight of the

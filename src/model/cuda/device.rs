@@ -146,7 +146,7 @@ impl Product {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Recording(pub usize);
 
-/// A device with one arena. Work is done in the order in which it is asked for; only [`Device::download`],
+/// A device with one arena. Work is done as if in the order in which it is asked for; only [`Device::download`],
 /// [`Device::arrived`] and [`Device::synchronize`] wait for it.
 pub trait Device: Sized {
     /// Bytes on their way to the host. They have to be waited for, or their memory is lost.
@@ -160,6 +160,10 @@ pub trait Device: Sized {
 
     /// Copies bytes into a buffer. They may be overwritten as soon as this returns.
     fn upload(&mut self, to: Buffer, bytes: &[u8]);
+
+    /// [`Device::upload`] by way of two other buffers of that length, in turn: bytes come there while work that was asked
+    /// for before is still under way, and from there to their place when it is done.
+    fn bring(&mut self, to: Buffer, by: [Buffer; 2], bytes: &[u8]);
 
     /// Waits for all work before it, and copies a buffer's first bytes out.
     fn download(&self, from: Buffer, bytes: &mut [u8]);

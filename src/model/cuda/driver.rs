@@ -1,4 +1,4 @@
-//! A GPU behind CUDA's driver: one context, one stream, one arena.
+//! A GPU behind CUDA's driver: one context, one arena, a stream for all work and one for what comes from the host meanwhile.
 //!
 //! A call that fails here after the device was opened is a mistake of this module or a device that broke (memory
 //! errors, a driver that was reset): there is nothing that a run could do about it but end, with what the driver said.
@@ -184,6 +184,23 @@ impl Stage {
     }
 }
 
+/// A place on the device for bytes that come from the host by the second stream.
+#[derive(Clone, Copy)]
+struct Landing {
+    /// They are there.
+    came: sys::CUevent,
+    /// They have gone on to where they are used.
+    left: sys::CUevent,
+}
+
+impl Landing {
+    /// A context has to be current.
+    fn new() -> Result<Landing> {
+        let event = || result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(broken);
+        Ok(Landing { came: event()?, left: event()? })
+    }
+}
+
 /// Bytes on their way to the host: a stage that they are copied to, and how many they are.
 pub struct Sent {
     stage: Stage,
@@ -197,6 +214,11 @@ unsafe impl Send for Sent {}
 pub struct Driver {
     pub facts: Facts,
     stream: sys::CUstream,
+    /// Copies from the host, beside the work.
+    copies: sys::CUstream,
+    /// Used in turn.
+    landings: [Landing; 2],
+    turn: usize,
     modules: Vec<sys::CUmodule>,
     kernels: HashMap<String, Kernel>,
     products: Products,
@@ -227,6 +249,30 @@ impl Driver {
 
     fn address(&self, at: u64) -> u64 {
         self.arena.0 + at
+    }
+
+    /// Has bytes, of which there are at most [`STAGED`], copied to an address when `stream` comes to it; they may be
+    /// overwritten as soon as this returns.
+    ///
+    /// # Safety
+    ///
+    /// At the address is as much memory of the device until the stream has come to it, and the stream is alive.
+    unsafe fn stage(&mut self, bytes: &[u8], address: u64, stream: sys::CUstream) {
+        if self.stages.len() < STAGES {
+            self.stages.push(Stage::new(STAGED));
+            self.next = self.stages.len() - 1;
+        }
+        let stage = &self.stages[self.next];
+        self.next = (self.next + 1) % STAGES;
+        stage.wait();
+        // SAFETY: the stage is no shorter than `bytes`, and nobody reads it any more; the copy reads it before its event. The
+        // rest is the caller's part.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), stage.memory.cast(), bytes.len());
+            let staged = std::slice::from_raw_parts(stage.memory.cast::<u8>(), bytes.len());
+            ended(result::memcpy_htod_async(address, staged, stream), "copy to the GPU");
+            ended(result::event::record(stage.done, stream), "record an event");
+        }
     }
 
     /// Gives up what was recorded; the stream is idle.
@@ -284,12 +330,16 @@ impl Device for Driver {
             })
         };
         let modules = codes.iter().map(load).collect::<Result<_>>()?;
-        let stream = result::stream::create(StreamKind::NonBlocking).map_err(broken)?;
+        let stream = || result::stream::create(StreamKind::NonBlocking).map_err(broken);
+        let (stream, copies) = (stream()?, stream()?);
         let products = Products::new()
             .map_err(|e| Diagnostic::error("cublaslt", "cuBLASLt does not start").found(format!("{:?}", e.0)))?;
         Ok(Driver {
             facts,
             stream,
+            copies,
+            landings: [Landing::new()?, Landing::new()?],
+            turn: 0,
             modules,
             kernels: HashMap::new(),
             products,
@@ -318,6 +368,7 @@ impl Device for Driver {
         let Ok(address) = (unsafe { result::malloc_sync(bytes as usize) }) else { return Err(free) };
         self.arena = (address, bytes);
         self.zero(Buffer { at: 0, bytes });
+        self.synchronize(); // the second stream does not wait for zeros
         Ok(())
     }
 
@@ -331,20 +382,30 @@ impl Device for Driver {
             ended(unsafe { result::memcpy_htod_async(address, bytes, self.stream) }, "copy to the GPU");
             return self.synchronize();
         }
-        if self.stages.len() < STAGES {
-            self.stages.push(Stage::new(STAGED));
-            self.next = self.stages.len() - 1;
+        // SAFETY: the buffer lies in the arena, and the stream is ours.
+        unsafe { self.stage(bytes, address, self.stream) };
+    }
+
+    fn bring(&mut self, to: Buffer, by: [Buffer; 2], bytes: &[u8]) {
+        self.here();
+        assert!(!self.recording, "what the host gives is given before work is recorded");
+        if bytes.len() > STAGED {
+            return self.upload(to, bytes);
         }
-        let stage = &self.stages[self.next];
-        self.next = (self.next + 1) % STAGES;
-        stage.wait();
-        // SAFETY: the stage is longer than `bytes`, and nobody reads it any more; the copy reads it before its event, and
-        // the arena holds the buffer.
+        let (Landing { came, left }, by, length) = (self.landings[self.turn], by[self.turn], bytes.len());
+        self.turn = 1 - self.turn;
+        assert!(length as u64 <= to.bytes.min(by.bytes), "what is brought fits");
+        let (to, by) = (self.address(to.at), self.address(by.at));
+        let no_flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: streams and events are ours, and the buffers lie in the arena. A landing is written to when what came
+        // there last has left, and read from when all of it has come.
         unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), stage.memory.cast(), bytes.len());
-            let staged = std::slice::from_raw_parts(stage.memory.cast::<u8>(), bytes.len());
-            ended(result::memcpy_htod_async(address, staged, self.stream), "copy to the GPU");
-            ended(result::event::record(stage.done, self.stream), "record an event");
+            ended(result::stream::wait_event(self.copies, left, no_flags), "wait for an event");
+            self.stage(bytes, by, self.copies);
+            ended(result::event::record(came, self.copies), "record an event");
+            ended(result::stream::wait_event(self.stream, came, no_flags), "wait for an event");
+            ended(result::memcpy_dtod_async(to, by, length, self.stream), "copy memory");
+            ended(result::event::record(left, self.stream), "record an event");
         }
     }
 
@@ -499,6 +560,7 @@ impl Drop for Driver {
         }
         // SAFETY: all of these were made by this value, and are used no more once the stream is idle.
         unsafe {
+            let _ = result::stream::synchronize(self.copies);
             let _ = result::stream::synchronize(self.stream);
             self.nccl = None;
             self.forget();
@@ -511,6 +573,10 @@ impl Drop for Driver {
             for &module in &self.modules {
                 let _ = result::module::unload(module);
             }
+            for event in self.landings.iter().flat_map(|landing| [landing.came, landing.left]) {
+                let _ = result::event::destroy(event);
+            }
+            let _ = result::stream::destroy(self.copies);
             let _ = result::stream::destroy(self.stream);
         }
     }

@@ -15,6 +15,8 @@ const PRODUCT_BYTES: usize = 32 << 20;
 pub struct Scratch {
     /// Ids, positions, segments and rows of the batch.
     pub batch: Tensor,
+    /// The same of the batches that come next (2, …).
+    pub coming: Tensor,
     /// Cosines and sines by position and pair (2, N, D/2).
     pub rotations: Tensor,
     /// Of the attention's backward pass (H, N).
@@ -39,8 +41,10 @@ pub fn plan(table: Table) -> (Table, Scratch) {
     let squares = trained().map(|e| norm::pieces(e.len())).sum::<usize>();
     let mut table = table.kept_in(Precision::Bf16);
     let mut add = |name: &str, shape: &[usize]| table.add(Group::Workspace, Kind::Exact, name, shape);
+    let lists = batch::room(bounds.tokens, bounds.tokens.next_multiple_of(bounds.logit_rows.max(1)));
     let scratch = Scratch {
-        batch: add("batch", &[batch::room(bounds.tokens, bounds.tokens.next_multiple_of(bounds.logit_rows.max(1)))]),
+        batch: add("batch", &[lists]),
+        coming: add("coming batches", &[2, lists]),
         rotations: add("rotations", &[2, bounds.tokens, bounds.head_dim / 2]),
         delta: add("attention delta", &[bounds.heads, bounds.tokens]),
         partial: add("partial sums", &[partial]),

@@ -176,9 +176,9 @@ impl<D: Device> Ops for Cuda<D> {
     }
 
     fn load(&mut self, batch: &Batch, weight: f32) {
-        let buffer = self.own(self.scratch.batch);
+        let [buffer, coming] = [self.scratch.batch, self.scratch.coming].map(|t| self.own(t));
         let (bytes, loaded) = batch::lists(batch, weight, buffer);
-        self.device.upload(buffer, &bytes);
+        self.device.bring(buffer, [coming, coming.after(buffer.bytes as usize)], &bytes);
         self.loaded = loaded;
     }
 
