@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 
 use crate::diag::Result;
-use crate::model::cuda::driver;
+use crate::model::cuda::context;
 
 /// What was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -27,8 +27,8 @@ impl Device {
     pub fn choose(self) -> Result<Chosen> {
         let found = match self {
             Device::Cpu => return Ok(Chosen::Cpu),
-            Device::Cuda => Ok(driver::find()?),
-            Device::Auto => driver::find(),
+            Device::Cuda => Ok(context::find()?),
+            Device::Auto => context::find(),
         };
         match found {
             Ok(facts) => {
@@ -38,7 +38,7 @@ impl Device {
             Err(missing) => {
                 eprintln!("computing on the CPU: {}", missing.message);
                 // A machine that has a GPU ought to be told how to use it.
-                if missing.code != driver::NO_DRIVER {
+                if missing.code != context::NO_DRIVER {
                     missing.notes.iter().for_each(|(kind, text)| eprintln!("  = {kind}: {text}"));
                 }
                 Ok(Chosen::Cpu)

@@ -11,8 +11,9 @@ use crate::diag::{Diagnostic, Result};
 use crate::model::arena::megabytes;
 use crate::model::cuda::bench::{self, Ceilings, Speed, Timed};
 use crate::model::cuda::check::{self, Compared};
+use crate::model::cuda::context::{self, Facts};
 use crate::model::cuda::device::Device;
-use crate::model::cuda::driver::{self, Driver, Facts};
+use crate::model::cuda::driver::Driver;
 use crate::model::cuda::nvrtc::Compiler;
 use crate::model::cuda::source;
 use crate::storage;
@@ -107,7 +108,7 @@ impl GpuCommand {
 
 /// Opens the GPU and measures its ceilings.
 fn measure() -> Result<(Driver, Report)> {
-    let gpu = driver::find()?;
+    let gpu = context::find()?;
     eprintln!("{} ({})", gpu.name, gpu.architecture());
     let (ceilings, device) = bench::ceilings(Driver::open()?, &bench::FULL)?;
     let version = env!("CARGO_PKG_VERSION");

@@ -14,7 +14,8 @@ use crate::compile;
 use crate::diag::Result;
 use crate::model::arena::Group;
 use crate::model::cpu::Cpu;
-use crate::model::cuda::driver::{self, Driver};
+use crate::model::cuda::context;
+use crate::model::cuda::driver::Driver;
 use crate::model::cuda::{Cuda, layout};
 use crate::model::ranks::{Place, Ranks};
 use crate::storage;
@@ -213,7 +214,7 @@ impl Train {
         let config = config(&run.origin)?;
         let data = open(run, &config)?;
         // A plan for a GPU needs none: only what is free on it is asked for, if there is one.
-        let gpu = if self.device == Device::Cpu { None } else { driver::find().ok() };
+        let gpu = if self.device == Device::Cpu { None } else { context::find().ok() };
         let (settings, sequence) = (&run.settings, data.train.sequence);
         let (decoder, table, free, what) = if self.device == Device::Cuda || gpu.is_some() {
             let (decoder, table) = lay_out::<Cuda<Driver>>(config, settings, sequence, ranks);

@@ -12,7 +12,7 @@ use flanc::model::arena::{Group, Precision, Table};
 use flanc::model::config::Config;
 use flanc::model::cpu::Cpu;
 use flanc::model::cuda::device::{ALIGNMENT, Arg, Buffer, Device, Launch, Product, Recording};
-use flanc::model::cuda::{Cuda, attention, bench, check, driver, gemm, layout};
+use flanc::model::cuda::{Cuda, attention, bench, check, context, gemm, layout};
 use flanc::model::decoder::{Decoder, Layout, Purpose};
 use flanc::model::ops::{AdafactorStep, Batch, Ops, Rate};
 use flanc::model::ranks::{Place, Ranks};
@@ -20,6 +20,7 @@ use flanc::model::weights;
 use flanc::seed::Seed;
 use flanc::train::Event;
 use half::bf16;
+use libloading::Library;
 
 use super::compile::{Scratch, stderr, walk};
 use super::simulator::{self, SEEDS, Simulator};
@@ -579,7 +580,7 @@ fn flanc(arguments: &[&str]) -> (Option<i32>, String) {
 
 #[test]
 fn a_machine_without_a_gpu_is_told_so() {
-    if !driver::find().is_err_and(|e| e.code == driver::NO_DRIVER) {
+    if !context::find().is_err_and(|e| e.code == context::NO_DRIVER) {
         println!("skipped: this machine has a driver for NVIDIA GPUs");
         return;
     }
@@ -723,6 +724,81 @@ fn the_program_trains_through_the_driver() {
         let read = |out: &str| fs::read(scratch.join(out).join(file)).unwrap();
         assert!(read("gpu") == read("parts"), "{file}");
     }
+}
+
+/// The stand-in for the driver, called as the driver is: what is captured is done when it is launched, and not before it
+/// has to be; what CUDA refuses meanwhile is refused, and spoils the capture; streams wait for events.
+#[test]
+#[allow(unsafe_code)] // functions of a C library are called
+fn the_simulated_driver_captures_and_waits() {
+    let Some(directory) = libraries() else { return };
+    // SAFETY: we have made the library; loading it does nothing.
+    let library = unsafe { Library::new(directory.join("libcuda.so")) }.unwrap();
+    macro_rules! cu {
+        ($name:ident($($value:expr => $type:ty),*)) => {{
+            // SAFETY: the types are those in driver.cpp, and handles and memory come from it.
+            unsafe {
+                let name = concat!(stringify!($name), "\0").as_bytes();
+                library.get::<unsafe extern "C" fn($($type),*) -> i32>(name).unwrap()($($value),*)
+            }
+        }};
+    }
+    type Handle = *mut c_void;
+    let [mut context, mut first, mut second, mut event, mut graph, mut executable] = [std::ptr::null_mut(); 6];
+    let mut memory = 0u64;
+    assert_eq!(cu!(cuDevicePrimaryCtxRetain(&mut context => *mut Handle, 0 => i32)), 0);
+    assert_eq!(cu!(cuMemAlloc_v2(&mut memory => *mut u64, 64 => usize)), 201, "no context is current");
+    assert_eq!(cu!(cuCtxSetCurrent(context => Handle)), 0);
+    assert_eq!(cu!(cuMemAlloc_v2(&mut memory => *mut u64, 64 => usize)), 0);
+    assert_eq!(cu!(cuStreamCreate(&mut first => *mut Handle, 1 => u32)), 0);
+    assert_eq!(cu!(cuStreamCreate(&mut second => *mut Handle, 1 => u32)), 0);
+    assert_eq!(cu!(cuEventCreate(&mut event => *mut Handle, 2 => u32)), 0);
+    // SAFETY: memory of that device is the host's.
+    let byte = || unsafe { *(memory as *const u8) };
+    let set = |value: u8, stream: Handle| {
+        assert_eq!(cu!(cuMemsetD8Async(memory => u64, value => u8, 64 => usize, stream => Handle)), 0);
+    };
+    let wait = |stream: Handle| assert_eq!(cu!(cuStreamSynchronize(stream => Handle)), 0);
+    set(1, first);
+    wait(first);
+
+    let begin = || assert_eq!(cu!(cuStreamBeginCapture_v2(first => Handle, 1 => u32)), 0);
+    let pageable = [0u8; 64];
+    let refused: [&dyn Fn() -> i32; 4] = [
+        &|| cu!(cuStreamSynchronize(first => Handle)),
+        &|| cu!(cuEventSynchronize(event => Handle)),
+        &|| cu!(cuMemAlloc_v2(&mut 0 => *mut u64, 64 => usize)),
+        &|| cu!(cuMemcpyHtoDAsync_v2(memory => u64, pageable.as_ptr() => *const u8, 64 => usize, first => Handle)),
+    ];
+    for refused in refused {
+        begin();
+        assert_eq!(refused(), 900);
+        assert_eq!(cu!(cuStreamEndCapture(first => Handle, &mut graph => *mut Handle)), 901);
+    }
+    begin();
+    set(2, first);
+    assert_eq!(cu!(cuStreamEndCapture(first => Handle, &mut graph => *mut Handle)), 0);
+    wait(first);
+    assert_eq!(byte(), 1, "what is captured is not done");
+    assert_eq!(cu!(cuGraphInstantiateWithFlags(&mut executable => *mut Handle, graph => Handle, 0 => u64)), 0);
+    assert_eq!(cu!(cuGraphDestroy(graph => Handle)), 0);
+    for other in [3, 4] {
+        set(other, first);
+        assert_eq!(cu!(cuGraphLaunch(executable => Handle, first => Handle)), 0);
+        assert_ne!(byte(), other, "nobody has waited");
+        wait(first);
+        assert_eq!(byte(), 2);
+    }
+
+    set(5, first);
+    assert_eq!(cu!(cuEventRecord(event => Handle, first => Handle)), 0);
+    set(6, first);
+    assert_eq!(cu!(cuStreamWaitEvent(second => Handle, event => Handle, 0 => u32)), 0);
+    set(7, second);
+    wait(second);
+    assert_eq!(byte(), 7, "after what was before the event");
+    wait(first);
+    assert_eq!(byte(), 6, "and before what was not");
 }
 
 /// Batches are copied by a stream of their own, as early or as late as its events allow, and without them differently.

@@ -8,10 +8,10 @@ use crate::model::ops::{AdafactorStep, Rate};
 
 /// Bytes of `Asked` in the kernels: what the host asks for.
 const ASKED_BYTES: usize = 48;
-/// Bytes of `Step` in the kernels: what is done, which the norm of the gradients and the steps before decide.
+/// Bytes of `AdafactorStep` in the kernels: what is done, which the norm of the gradients and the steps before decide.
 const STEP_BYTES: usize = 36;
 
-/// Where the numbers of a step lie, one after another, each at a multiple of 8 bytes.
+/// Where the numbers of a step lie, one after another; those of eight bytes begin at multiples of eight.
 #[derive(Clone, Copy, Debug)]
 pub struct Scalars {
     pub asked: Buffer,

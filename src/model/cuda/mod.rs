@@ -29,6 +29,8 @@ mod batch;
 pub mod layout;
 
 #[allow(unsafe_code)]
+pub mod context;
+#[allow(unsafe_code)]
 pub mod driver;
 #[allow(unsafe_code)]
 mod libraries;
