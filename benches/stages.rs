@@ -16,7 +16,7 @@ use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
 use criterion::measurement::WallTime;
 use criterion::{BatchSize, BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use flanc::compile::{Progress, compile};
@@ -29,7 +29,8 @@ use flanc::mixture::{self, Recipe};
 use flanc::pack::pack;
 use flanc::plan::plan;
 use flanc::seed::Seed;
-use flanc::shard::columns::{PackedRows, PromptRows};
+use flanc::shard::pages::{Column, PageEncoder};
+use flanc::shard::rows::{PackedRows, PromptRows};
 use flanc::shard::writer::ShardWriter;
 use flanc::task::{self, Catalogue, Folder};
 use flanc::template::engine::{Bound, Prompt};
@@ -145,10 +146,12 @@ fn stages(criterion: &mut Criterion, input: &Input) {
         });
     });
     group.bench_function("build rows", |b| b.iter(|| by_row(&encoded)));
-    writing(&mut group, "write by row", &by_row(&encoded));
+    let rows = by_row(&encoded);
+    writing(&mut group, "write by row", &PromptRows::schema(), rows.iter().map(PromptRows::columns));
     let lengths: Vec<u32> = shuffled(&encoded).map(|(ids, _)| ids.len() as u32).collect();
     group.bench_function("pack", |b| b.iter(|| pack(black_box(&lengths), SEQUENCE as u32)));
-    writing(&mut group, "write shuffled", &packed(&encoded, &lengths));
+    let rows = packed(&encoded, &lengths);
+    writing(&mut group, "write shuffled", &PackedRows::schema(), rows.iter().map(PackedRows::columns));
     whole(&mut group, input, &catalogue, &data);
     group.finish();
 }
@@ -181,14 +184,14 @@ fn render<'i>(catalogue: &'i Catalogue, rows: &'i [(usize, Bound)]) -> impl Iter
     })
 }
 
-fn by_row(encoded: &[(Vec<u32>, usize)]) -> Vec<RecordBatch> {
-    let mut batches = Vec::new();
-    for group in encoded.chunks(flanc::expand::GROUP_ROWS) {
+fn by_row(encoded: &[(Vec<u32>, usize)]) -> Vec<PromptRows> {
+    let groups = encoded.chunks(flanc::expand::GROUP_ROWS);
+    let rows = groups.map(|group| {
         let mut rows = PromptRows::default();
-        group.iter().for_each(|(ids, target_start)| rows.push(ids, *target_start));
-        batches.push(rows.finish());
-    }
-    batches
+        group.iter().for_each(|(ids, target_start)| rows.push(&ids[..*target_start], &ids[*target_start..]));
+        rows
+    });
+    rows.collect()
 }
 
 /// The prompts in a mixture's order, cut to length.
@@ -202,33 +205,40 @@ fn shuffled(encoded: &[(Vec<u32>, usize)]) -> impl Iterator<Item = (&[u32], usiz
     })
 }
 
-fn packed(encoded: &[(Vec<u32>, usize)], lengths: &[u32]) -> Vec<RecordBatch> {
+fn packed(encoded: &[(Vec<u32>, usize)], lengths: &[u32]) -> Vec<PackedRows> {
     let prompts: Vec<_> = shuffled(encoded).collect();
-    let mut batches = Vec::new();
-    // As `link` does: a row group is 16 MiB of ids and labels.
-    for group in pack(lengths, SEQUENCE as u32).chunks(flanc::expand::GROUP_BYTES / 8 / SEQUENCE) {
-        let mut rows = PackedRows::default();
-        for row in group {
-            let mut used = 0;
-            for &i in row {
-                let (ids, target_start) = prompts[i as usize];
-                rows.push(ids, target_start);
-                used += ids.len();
-            }
-            rows.close(used, SEQUENCE, 0);
+    let mut groups = Vec::new();
+    let mut rows = PackedRows::default();
+    for row in pack(lengths, SEQUENCE as u32).iter() {
+        for &i in row {
+            let (ids, target_start) = prompts[i as usize];
+            rows.push(ids, target_start);
         }
-        batches.push(rows.finish());
+        rows.close(SEQUENCE, 0);
+        // As `link` does.
+        if rows.rows() * SEQUENCE >= flanc::expand::GROUP_TOKENS {
+            groups.push(std::mem::take(&mut rows));
+        }
     }
-    batches
+    groups.push(rows);
+    groups
 }
 
 /// Encodes, compresses, hashes and syncs a file.
-fn writing(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, batches: &[RecordBatch]) {
+fn writing<'r>(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    name: &str,
+    schema: &SchemaRef,
+    groups: impl Iterator<Item = [Column<'r>; 3]> + Clone,
+) {
     let directory = scratch();
+    let mut pages = PageEncoder::default();
     group.bench_function(name, |b| {
         b.iter(|| {
-            let mut shard = ShardWriter::create(&directory, "shard.parquet", batches[0].schema(), &[]).unwrap();
-            batches.iter().for_each(|batch| shard.write(batch).unwrap());
+            let (mut shard, encoder) = ShardWriter::create(&directory, "shard.parquet", schema.clone(), &[]).unwrap();
+            for columns in groups.clone() {
+                shard.write(encoder.ids(&columns, &mut pages).unwrap()).unwrap();
+            }
             shard.finish().unwrap()
         });
     });

@@ -17,8 +17,10 @@ use crate::plan::{Plan, PlannedSplit, PlannedTask, Role, Sources};
 use crate::read::{Event, rows};
 use crate::seed::{Seed, Stream};
 use crate::select::Selection;
-use crate::shard::columns::{EvalRows, Origin, OriginNames, PromptRows, ProvenanceForm, ProvenanceRows};
-use crate::shard::writer::{FileInfo, ShardWriter};
+use crate::shard::columns::{EvalRows, Origin, OriginNames, ProvenanceForm, ProvenanceRows};
+use crate::shard::pages::PageEncoder;
+use crate::shard::rows::PromptRows;
+use crate::shard::writer::{FileInfo, GroupEncoder, ShardWriter};
 use crate::template::engine::{Bound, Failure, Program, Reason};
 use crate::template::exemplar;
 use crate::template::pieces::Piece;
@@ -27,9 +29,9 @@ use crate::tokenize::{Encoder, Part};
 /// Source rows of a unit: some 40,000 prompts with ten templates, enough to make a file worth its overhead and few
 /// enough to keep all threads busy to the end.
 pub const UNIT_ROWS: u64 = 4096;
-/// Rows and bytes at which a row group is written.
+/// Rows and tokens at which a row group is written.
 pub const GROUP_ROWS: usize = 4096;
-pub const GROUP_BYTES: usize = 16 << 20;
+pub const GROUP_TOKENS: usize = 2 << 20;
 /// One prompt in so many is encoded by the reference engine as well.
 const SAMPLE: u64 = 1000;
 /// Failures and bad records that a unit lists in full; all are counted.
@@ -162,11 +164,12 @@ impl TemplateDraw {
 pub struct Keep<'p> {
     encoder: Encoder<'p>,
     prompts: PromptRows,
+    pages: PageEncoder,
 }
 
 impl<'p> Keep<'p> {
     pub fn new(plan: &'p Plan<'_>) -> Keep<'p> {
-        Keep { encoder: plan.tokenizer.encoder(), prompts: PromptRows::default() }
+        Keep { encoder: plan.tokenizer.encoder(), prompts: PromptRows::default(), pages: PageEncoder::default() }
     }
 }
 
@@ -208,7 +211,9 @@ struct Worker<'k, 'p> {
     eval: Option<EvalRows>,
     provenance: ProvenanceRows,
     shard: ShardWriter,
+    groups: GroupEncoder,
     provenance_shard: ShardWriter,
+    provenance_groups: GroupEncoder,
     draw: TemplateDraw,
     sample_stream: Stream,
     counts: Counts,
@@ -285,6 +290,9 @@ impl<'k, 'p> Worker<'k, 'p> {
         let schema = if eval { EvalRows::schema() } else { PromptRows::schema() };
         let file = |suffix: &str| format!("{}{suffix}.parquet", unit.stem);
         let form = if exemplars.is_some() { ProvenanceForm::WithExemplars } else { ProvenanceForm::Prompts };
+        let (shard, groups) = ShardWriter::create(out, &file(""), schema, &metadata)?;
+        let (provenance_shard, provenance_groups) =
+            ShardWriter::create(out, &file(".provenance"), ProvenanceRows::schema(form), &metadata)?;
         Ok(Worker {
             plan,
             task,
@@ -292,8 +300,10 @@ impl<'k, 'p> Worker<'k, 'p> {
             exemplars,
             eval: eval.then(EvalRows::default),
             provenance: ProvenanceRows::new(origin_names(plan, task), form),
-            shard: ShardWriter::create(out, &file(""), schema, &metadata)?,
-            provenance_shard: ShardWriter::create(out, &file(".provenance"), ProvenanceRows::schema(form), &metadata)?,
+            shard,
+            groups,
+            provenance_shard,
+            provenance_groups,
             draw: TemplateDraw::new(plan, task),
             sample_stream: Seed(plan.recipe.seed).stream(&["sample", name, &corpus]),
             counts: Counts::default(),
@@ -387,9 +397,8 @@ impl<'k, 'p> Worker<'k, 'p> {
         let full = match &mut self.eval {
             None => {
                 let rows = &mut self.keep.prompts;
-                self.ids.extend_from_slice(&self.targets);
-                rows.push(&self.ids, target_start);
-                rows.rows() >= GROUP_ROWS || rows.bytes() >= GROUP_BYTES
+                rows.push(&self.ids, &self.targets);
+                rows.rows() >= GROUP_ROWS || rows.tokens() >= GROUP_TOKENS
             }
             Some(rows) => {
                 let mut options = Vec::new();
@@ -539,18 +548,13 @@ impl<'k, 'p> Worker<'k, 'p> {
     }
 
     fn flush(&mut self) -> Result<()> {
-        let batch = match &mut self.eval {
-            None => self.keep.prompts.finish(),
-            Some(rows) => rows.finish(),
+        let group = match &mut self.eval {
+            None => self.groups.ids(&self.keep.prompts.columns(), &mut self.keep.pages)?,
+            Some(rows) => self.groups.table(&rows.finish())?,
         };
-        if batch.num_rows() > 0 {
-            self.shard.write(&batch)?;
-            self.provenance_shard.write(&self.provenance.finish())?;
-        }
-        if self.eval.is_none() {
-            self.keep.prompts.reclaim(batch);
-        }
-        Ok(())
+        self.keep.prompts.clear();
+        self.shard.write(group)?;
+        self.provenance_shard.write(self.provenance_groups.table(&self.provenance.finish())?)
     }
 
     fn finish(mut self) -> Result<Object> {

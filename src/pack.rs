@@ -10,12 +10,45 @@ use std::collections::VecDeque;
 /// Prompts to choose from. Ten thousand are enough for padding far below 1 % on FLAN-like lengths, and little to hold.
 const POOL: usize = 10_000;
 
-/// Packs prompts of `lengths` into rows of `capacity` tokens; a row is the indices of its prompts, in order.
+/// Rows of prompts, by their indices.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rows {
+    /// Of all rows, one after another.
+    prompts: Vec<u32>,
+    ends: Vec<u32>,
+}
+
+impl Rows {
+    /// Rows of one prompt each, in order.
+    pub fn single(prompts: u32) -> Rows {
+        Rows { prompts: (0..prompts).collect(), ends: (1..=prompts).collect() }
+    }
+
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// The prompts of a row.
+    pub fn get(&self, row: usize) -> &[u32] {
+        let start = if row == 0 { 0 } else { self.ends[row - 1] };
+        &self.prompts[start as usize..self.ends[row] as usize]
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &[u32]> {
+        (0..self.len()).map(|row| self.get(row))
+    }
+}
+
+/// Packs prompts of `lengths` into rows of `capacity` tokens.
 ///
 /// # Panics
 /// If a length is 0 or greater than `capacity`: prompts are cut to length before they come here.
-pub fn pack(lengths: &[u32], capacity: u32) -> Vec<Vec<u32>> {
-    let mut rows = Vec::new();
+pub fn pack(lengths: &[u32], capacity: u32) -> Rows {
+    let mut rows = Rows::default();
     let mut pool = Pool::new(capacity);
     let mut next = 0;
     loop {
@@ -26,12 +59,12 @@ pub fn pack(lengths: &[u32], capacity: u32) -> Vec<Vec<u32>> {
         }
         let Some(first) = pool.take_first() else { return rows };
         let mut room = capacity - lengths[first as usize];
-        let mut row = vec![first];
+        rows.prompts.push(first);
         while let Some(prompt) = pool.take_largest(room) {
             room -= lengths[prompt as usize];
-            row.push(prompt);
+            rows.prompts.push(prompt);
         }
-        rows.push(row);
+        rows.ends.push(rows.prompts.len() as u32);
     }
 }
 
@@ -111,7 +144,7 @@ mod tests {
             let mut seen: Vec<u32> = rows.iter().flatten().copied().collect();
             seen.sort_unstable();
             prop_assert_eq!(seen, (0..lengths.len() as u32).collect::<Vec<_>>());
-            for row in &rows {
+            for row in rows.iter() {
                 prop_assert!(row.iter().map(|&p| lengths[p as usize]).sum::<u32>() <= 300);
             }
             // A row is closed only when nothing in the pool fits, so with a pool that holds all there are never

@@ -13,9 +13,9 @@ use rayon::prelude::*;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::diag::{Diagnostic, Result, one};
-use crate::shard::columns::IGNORED;
 use crate::shard::inspect::{NamedOrigin, Provenance, provenance};
 use crate::shard::manifest::{self, Extent, Manifest};
+use crate::shard::pages::IGNORED;
 use crate::shard::reader;
 use crate::shard::writer::FileInfo;
 use crate::storage;

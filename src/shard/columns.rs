@@ -1,4 +1,4 @@
-//! The columns of every kind of shard.
+//! The columns of every kind of shard, and the rows of those that are not ids throughout (see [`super::rows`]).
 //!
 //! | shard | columns |
 //! | --- | --- |
@@ -17,14 +17,10 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, DictionaryArray, Int8Array, Int32Array, ListArray, RecordBatch, StringArray, UInt32Array,
-    UInt64Array,
+    Array, ArrayRef, DictionaryArray, Int32Array, ListArray, RecordBatch, StringArray, UInt32Array, UInt64Array,
 };
 use arrow::buffer::{OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef};
-
-/// What a label is where no loss is computed.
-pub const IGNORED: i32 = -100;
 
 /// A column of lists under construction.
 #[derive(Debug)]
@@ -46,19 +42,6 @@ impl<T> Lists<T> {
         self.offsets.push(self.values.len() as i32);
     }
 
-    pub fn len(&self) -> usize {
-        self.offsets.len() - 1
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    fn clear(&mut self) {
-        self.offsets.truncate(1);
-        self.values.clear();
-    }
-
     fn take(&mut self) -> (OffsetBuffer<i32>, Vec<T>) {
         let offsets = std::mem::replace(&mut self.offsets, vec![0]);
         (OffsetBuffer::new(ScalarBuffer::from(offsets)), std::mem::take(&mut self.values))
@@ -77,181 +60,13 @@ impl Lists<i32> {
     }
 }
 
-impl Lists<i8> {
-    pub fn finish(&mut self) -> ArrayRef {
-        let (offsets, values) = self.take();
-        list(offsets, Arc::new(Int8Array::from(values)))
-    }
-}
-
-/// Takes the buffers of a written batch back, so that the next row group need not ask the system for memory: pages
-/// that are returned and fetched again have to be cleared each time, which took a sixth of a run.
-macro_rules! reclaim {
-    ($rows:expr, $batch:expr, $($column:ident),+) => {{
-        let buffers: Vec<_> = $batch.columns().iter().map(|c| c.as_list::<i32>().values().to_data().buffers()[0].clone()).collect();
-        drop($batch);
-        let mut buffers = buffers.into_iter();
-        $(
-            // Shared or foreign memory stays where it is.
-            if let Some(Ok(mut values)) = buffers.next().map(|b| b.into_vec()) {
-                values.clear();
-                $rows.$column.values = values;
-            }
-        )+
-    }};
-}
-
-fn lists_of(item: DataType) -> DataType {
+pub(super) fn lists_of(item: DataType) -> DataType {
     DataType::List(Arc::new(Field::new("element", item, false)))
 }
 
-fn schema(columns: &[(&str, DataType)]) -> SchemaRef {
+pub(super) fn schema(columns: &[(&str, DataType)]) -> SchemaRef {
     let fields: Vec<Field> = columns.iter().map(|(name, ty)| Field::new(*name, ty.clone(), false)).collect();
     Arc::new(Schema::new(fields))
-}
-
-/// Rows of one prompt each.
-#[derive(Default)]
-pub struct PromptRows {
-    pub input_ids: Lists<i32>,
-    pub labels: Lists<i32>,
-    pub attention_mask: Lists<i8>,
-}
-
-impl PromptRows {
-    pub fn schema() -> SchemaRef {
-        schema(&[
-            ("input_ids", lists_of(DataType::Int32)),
-            ("labels", lists_of(DataType::Int32)),
-            ("attention_mask", lists_of(DataType::Int8)),
-        ])
-    }
-
-    /// Adds a prompt; its loss begins at `target_start`.
-    pub fn push(&mut self, ids: &[u32], target_start: usize) {
-        self.input_ids.values.extend(ids.iter().map(|&id| id as i32));
-        self.input_ids.close();
-        let labels = &mut self.labels.values;
-        labels.resize(labels.len() + target_start, IGNORED);
-        labels.extend(ids[target_start..].iter().map(|&id| id as i32));
-        self.labels.close();
-        let mask = &mut self.attention_mask.values;
-        mask.resize(mask.len() + ids.len(), 1);
-        self.attention_mask.close();
-    }
-
-    /// Takes the memory of a batch that has been written back.
-    pub fn reclaim(&mut self, batch: RecordBatch) {
-        reclaim!(self, batch, input_ids, labels, attention_mask);
-    }
-
-    /// Forgets all rows; their memory stays.
-    pub fn clear(&mut self) {
-        self.input_ids.clear();
-        self.labels.clear();
-        self.attention_mask.clear();
-    }
-
-    pub fn rows(&self) -> usize {
-        self.input_ids.len()
-    }
-
-    pub fn bytes(&self) -> usize {
-        self.input_ids.values.len() * 9
-    }
-
-    pub fn finish(&mut self) -> RecordBatch {
-        let columns = vec![self.input_ids.finish(), self.labels.finish(), self.attention_mask.finish()];
-        RecordBatch::try_new(Self::schema(), columns).expect("columns of one length and the schema's types")
-    }
-}
-
-/// Rows of many prompts each, padded.
-#[derive(Default)]
-pub struct PackedRows {
-    pub input_ids: Lists<i32>,
-    pub labels: Lists<i32>,
-    pub seq_lengths: Lists<i32>,
-}
-
-impl PackedRows {
-    pub fn schema() -> SchemaRef {
-        let ids = lists_of(DataType::Int32);
-        schema(&[("input_ids", ids.clone()), ("labels", ids.clone()), ("seq_lengths", ids)])
-    }
-
-    /// Adds a segment to the open row.
-    pub fn push(&mut self, ids: &[u32], target_start: usize) {
-        self.input_ids.values.extend(ids.iter().map(|&id| id as i32));
-        let labels = &mut self.labels.values;
-        // The first token of a segment has nothing before it to be predicted from.
-        let masked = target_start.max(1);
-        labels.resize(labels.len() + masked, IGNORED);
-        labels.extend(ids[masked..].iter().map(|&id| id as i32));
-        self.seq_lengths.values.push(ids.len() as i32);
-    }
-
-    /// Ends the row, `used` tokens long, filling it up to `sequence`.
-    pub fn close(&mut self, used: usize, sequence: usize, pad: u32) {
-        if used < sequence {
-            let ids = &mut self.input_ids.values;
-            ids.resize(ids.len() + sequence - used, pad as i32);
-            let labels = &mut self.labels.values;
-            labels.resize(labels.len() + sequence - used, IGNORED);
-            self.seq_lengths.values.push((sequence - used) as i32);
-        }
-        self.input_ids.close();
-        self.labels.close();
-        self.seq_lengths.close();
-    }
-
-    pub fn finish(&mut self) -> RecordBatch {
-        let columns = vec![self.input_ids.finish(), self.labels.finish(), self.seq_lengths.finish()];
-        RecordBatch::try_new(Self::schema(), columns).expect("columns of one length and the schema's types")
-    }
-
-    /// Takes the memory of a batch that has been written back.
-    pub fn reclaim(&mut self, batch: RecordBatch) {
-        reclaim!(self, batch, input_ids, labels, seq_lengths);
-    }
-}
-
-/// Rows of many prompts each, for Megatron-Bridge.
-#[derive(Default)]
-pub struct MegatronRows {
-    pub input_ids: Lists<i32>,
-    pub seq_start_id: Lists<i32>,
-    pub loss_mask: Lists<i8>,
-}
-
-impl MegatronRows {
-    pub fn schema() -> SchemaRef {
-        schema(&[
-            ("input_ids", lists_of(DataType::Int32)),
-            ("seq_start_id", lists_of(DataType::Int32)),
-            ("loss_mask", lists_of(DataType::Int8)),
-        ])
-    }
-
-    /// Adds a segment, which begins at `start` of the open row.
-    pub fn push(&mut self, ids: &[u32], target_start: usize, start: usize) {
-        self.input_ids.values.extend(ids.iter().map(|&id| id as i32));
-        self.seq_start_id.values.push(start as i32);
-        let masked = target_start.max(1);
-        // Shifted left by one: the last position of a segment predicts nothing.
-        self.loss_mask.values.extend((0..ids.len()).map(|i| i8::from(i + 1 >= masked && i + 1 < ids.len())));
-    }
-
-    pub fn close(&mut self) {
-        self.input_ids.close();
-        self.seq_start_id.close();
-        self.loss_mask.close();
-    }
-
-    pub fn finish(&mut self) -> RecordBatch {
-        let columns = vec![self.input_ids.finish(), self.seq_start_id.finish(), self.loss_mask.finish()];
-        RecordBatch::try_new(Self::schema(), columns).expect("columns of one length and the schema's types")
-    }
 }
 
 /// Rows of an evaluation shard: a prompt, what is expected, and the options to be scored.

@@ -6,4 +6,5 @@ pub mod manifest;
 pub mod pages;
 pub mod reader;
 pub mod receipts;
+pub mod rows;
 pub mod writer;

@@ -2,16 +2,18 @@
 //!
 //! A shard's columns are lists without nulls, most of their length runs: repetition levels are a 0 and so many 1s for
 //! each list, definition levels all the same, an attention mask one value throughout. A general writer takes them
-//! value by value; writing the runs down costs nothing (docs/performance.md). What zstd then finds depends on how the
-//! values lie: ids by their bytes (all the lowest, then all the second, …), which takes half the time and a sixth of
-//! the space off a mixture; labels, mostly runs of one value, as they are; a mask that is the same throughout as
-//! deltas.
+//! value by value; writing the runs down costs nothing (docs/performance.md). Labels and masks are nowhere but in the
+//! pages: what they are follows from where the targets lie. What zstd then finds depends on how the values lie: ids by
+//! their bytes (all the lowest, then all the second, …), which takes half the time and a sixth of the space off a
+//! mixture; labels as they are beside other prompts of the same row, which they mostly repeat, and as numbers in a
+//! dictionary in a mixture, where next to nothing repeats and runs are better not written out; a mask that is the same
+//! throughout as deltas.
 //!
-//! Pages are those of format 1.0 (apache/parquet-format, `README.md` "Data Pages", `Encodings.md` "RLE",
+//! Pages are those of format 1.0 (apache/parquet-format, `README.md` "Data Pages", `Encodings.md` "RLE", "RLE_DICTIONARY",
 //! "BYTE_STREAM_SPLIT" and "DELTA_BINARY_PACKED").
 
-use arrow::array::{Array, AsArray, ListArray};
-use arrow::datatypes::{DataType, Int8Type, Int32Type};
+use std::ops::Range;
+
 use bytes::Bytes;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::column::page::{CompressedPage, Page, PageWriter};
@@ -20,17 +22,96 @@ use parquet::errors::{ParquetError, Result};
 use parquet::file::metadata::{ColumnChunkMetaData, OffsetIndexBuilder};
 use parquet::file::writer::{SerializedPageWriter, TrackedWrite};
 use parquet::schema::types::ColumnDescPtr;
+use zstd::zstd_safe::{CParameter, ParamSwitch};
 
+/// What a label is where no loss is computed.
+pub const IGNORED: i32 = -100;
 /// Values of a page, about: a MiB of ids.
 const PAGE_VALUES: usize = 1 << 18;
-/// Level of zstd; measured on real prompts (docs/performance.md).
-pub const LEVEL: i32 = 1;
+/// How zstd compresses: what does not repeat is not looked at twice, but coded by frequency in any case. In a mixture that
+/// takes a third off the time for 2 % of the space (docs/performance.md).
+const FAST: [CParameter; 2] =
+    [CParameter::CompressionLevel(-4), CParameter::LiteralCompressionMode(ParamSwitch::Enable)];
+
+/// A column of lists without nulls.
+#[derive(Clone, Copy, Debug)]
+pub struct Column<'r> {
+    /// Where each list begins, and the end of the last.
+    pub offsets: &'r [u32],
+    pub values: Values<'r>,
+}
+
+impl Column<'_> {
+    pub fn rows(&self) -> usize {
+        self.offsets.len() - 1
+    }
+}
+
+/// The values of a column, one list after another.
+#[derive(Clone, Copy, Debug)]
+pub enum Values<'r> {
+    /// Ids of tokens.
+    Ids(&'r [u32]),
+    /// Ids of tokens where they are to be learnt, in ascending stretches; [`IGNORED`] elsewhere.
+    Labels { ids: &'r [u32], targets: &'r [Range<u32>], repeats: Repeats },
+    /// Lengths of segments, or where they begin.
+    Places(&'r [u32]),
+    /// 1 in these ascending stretches, 0 elsewhere.
+    Mask(&'r [Range<u32>]),
+    /// 1 throughout.
+    Ones,
+}
+
+/// Whether prompts of a row lie side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeats {
+    Many,
+    Few,
+}
 
 /// Makes column chunks; keeps its buffers from one to the next.
-pub struct ChunkEncoder {
+pub struct PageEncoder {
     zstd: zstd::bulk::Compressor<'static>,
     page: Vec<u8>,
     compressed: Vec<u8>,
+    dictionary: Dictionary,
+    indices: Vec<u32>,
+}
+
+/// Labels by number: [`IGNORED`] is 0, ids are numbered as they come.
+#[derive(Default)]
+struct Dictionary {
+    /// By id, its number; 0 if it has none.
+    numbers: Vec<u32>,
+    /// By number, from 1.
+    ids: Vec<u32>,
+}
+
+impl Dictionary {
+    fn begin(&mut self) {
+        for id in self.ids.drain(..) {
+            self.numbers[id as usize] = 0;
+        }
+    }
+
+    fn number(&mut self, ids: &[u32]) {
+        let most = ids.iter().fold(0, |most, &id| most.max(id as usize));
+        if self.numbers.len() <= most {
+            self.numbers.resize(most + 1, 0);
+        }
+        for &id in ids {
+            let number = &mut self.numbers[id as usize];
+            if *number == 0 {
+                self.ids.push(id);
+                *number = self.ids.len() as u32;
+            }
+        }
+    }
+
+    /// Bits of the largest number; one where there is none but 0.
+    fn width(&self) -> u32 {
+        (self.ids.len() as u32).checked_ilog2().map_or(1, |log| log + 1)
+    }
 }
 
 /// A column chunk and its description, as [`parquet::file::writer::SerializedRowGroupWriter::append_column`] takes them.
@@ -39,33 +120,53 @@ pub struct Chunk {
     pub close: ColumnCloseResult,
 }
 
-impl ChunkEncoder {
-    pub fn new() -> Result<ChunkEncoder> {
-        let zstd = zstd::bulk::Compressor::new(LEVEL).map_err(|e| ParquetError::External(Box::new(e)))?;
-        Ok(ChunkEncoder { zstd, page: Vec::new(), compressed: Vec::new() })
+impl Default for PageEncoder {
+    fn default() -> PageEncoder {
+        let zstd = zstd::bulk::Compressor::new(0).and_then(|mut zstd| {
+            FAST.into_iter().try_for_each(|parameter| zstd.set_parameter(parameter)).map(|()| zstd)
+        });
+        let zstd = zstd.expect("zstd has these parameters, and there is memory for its tables");
+        PageEncoder {
+            zstd,
+            page: Vec::new(),
+            compressed: Vec::new(),
+            dictionary: Dictionary::default(),
+            indices: Vec::new(),
+        }
     }
+}
 
-    /// Whether a column is of the kind that is encoded here.
-    pub fn takes(ty: &DataType) -> bool {
-        matches!(ty, DataType::List(item) if !item.is_nullable() && matches!(item.data_type(), DataType::Int8 | DataType::Int32))
-    }
-
+impl PageEncoder {
     /// Encodes a column.
-    pub fn encode(&mut self, lists: &ListArray, column: ColumnDescPtr) -> Result<Chunk> {
-        let offsets = lists.value_offsets();
-        let by_bytes = column.path().parts().first().is_some_and(|name| name == "input_ids");
+    pub fn encode(&mut self, column: Column<'_>, described: ColumnDescPtr) -> Result<Chunk> {
+        let offsets = column.offsets;
+        let rows = column.rows();
         let mut sink = TrackedWrite::new(Vec::new());
         let mut index = OffsetIndexBuilder::new();
         let (mut uncompressed, mut written, mut encodings) = (0, 0, vec![Encoding::RLE]);
+        let mut data = 0;
+        if let Values::Labels { ids, targets, repeats: Repeats::Few } = column.values {
+            self.dictionary.begin();
+            targets.iter().for_each(|t| self.dictionary.number(&ids[t.start as usize..t.end as usize]));
+            self.page.clear();
+            self.page.extend(IGNORED.to_le_bytes());
+            self.page.extend(self.dictionary.ids.iter().flat_map(|id| id.to_le_bytes()));
+            let (buf, num_values) = (self.compress()?, self.dictionary.ids.len() as u32 + 1);
+            let page = Page::DictionaryPage { buf, num_values, encoding: Encoding::PLAIN, is_sorted: false };
+            let spec = SerializedPageWriter::new(&mut sink).write_page(CompressedPage::new(page, self.page.len()))?;
+            uncompressed += spec.uncompressed_size as i64;
+            encodings.push(Encoding::PLAIN);
+            data = sink.bytes_written() as i64;
+        }
         let mut row = 0;
-        while row < lists.len() {
+        while row < rows {
             let first = row;
-            while row < lists.len() && (row == first || (offsets[row + 1] - offsets[first]) as usize <= PAGE_VALUES) {
+            while row < rows && (row == first || (offsets[row + 1] - offsets[first]) as usize <= PAGE_VALUES) {
                 row += 1;
             }
-            let ends = &offsets[first..=row];
-            let entries = self.levels(ends);
-            let encoding = self.values(lists, ends[0] as usize..ends[ends.len() - 1] as usize, by_bytes);
+            let offsets = &offsets[first..=row];
+            let entries = self.levels(offsets);
+            let encoding = self.values(column.values, offsets[0] as usize..offsets[offsets.len() - 1] as usize);
             if !encodings.contains(&encoding) {
                 encodings.push(encoding);
             }
@@ -84,17 +185,18 @@ impl ChunkEncoder {
             written += entries as i64;
         }
         let bytes = sink.into_inner()?;
-        let metadata = ColumnChunkMetaData::builder(column)
-            .set_compression(Compression::ZSTD(ZstdLevel::try_new(LEVEL)?))
+        let metadata = ColumnChunkMetaData::builder(described)
+            .set_compression(Compression::ZSTD(ZstdLevel::default()))
             .set_encodings(encodings)
             .set_num_values(written)
             .set_total_compressed_size(bytes.len() as i64)
             .set_total_uncompressed_size(uncompressed)
-            .set_data_page_offset(0)
+            .set_dictionary_page_offset((data > 0).then_some(0))
+            .set_data_page_offset(data)
             .build()?;
         let close = ColumnCloseResult {
             bytes_written: bytes.len() as u64,
-            rows_written: lists.len() as u64,
+            rows_written: rows as u64,
             metadata,
             bloom_filter: None,
             column_index: None,
@@ -113,8 +215,8 @@ impl ChunkEncoder {
     }
 
     /// Begins a page with its levels; gives the number of entries: values, and a place for each empty list.
-    fn levels(&mut self, ends: &[i32]) -> usize {
-        let lengths = || ends.windows(2).map(|w| (w[1] - w[0]) as usize);
+    fn levels(&mut self, offsets: &[u32]) -> usize {
+        let lengths = || offsets.windows(2).map(|w| (w[1] - w[0]) as usize);
         let page = &mut self.page;
         page.clear();
         prefixed(page, |page| {
@@ -139,34 +241,72 @@ impl ChunkEncoder {
         lengths().map(|n| n.max(1)).sum()
     }
 
-    /// Ends a page with its values.
-    fn values(&mut self, lists: &ListArray, range: std::ops::Range<usize>, by_bytes: bool) -> Encoding {
-        let values = lists.values();
-        if let Some(values) = values.as_primitive_opt::<Int32Type>() {
-            let values = &values.values()[range];
-            if by_bytes {
+    /// Ends a page with the values in `range`.
+    fn values(&mut self, values: Values<'_>, range: Range<usize>) -> Encoding {
+        let (page, count) = (&mut self.page, range.len());
+        match values {
+            Values::Ids(ids) => {
                 for shift in [0, 8, 16, 24] {
-                    self.page.extend(values.iter().map(|v| (v >> shift) as u8));
+                    page.extend(ids[range.clone()].iter().map(|id| (id >> shift) as u8));
                 }
-                return Encoding::BYTE_STREAM_SPLIT;
+                Encoding::BYTE_STREAM_SPLIT
             }
-            self.page.reserve(4 * values.len());
-            // On a little-endian machine this is a copy.
-            self.page.extend(values.iter().flat_map(|v| v.to_le_bytes()));
-            return Encoding::PLAIN;
-        }
-        let values = &values.as_primitive::<Int8Type>().values()[range];
-        match values.first() {
-            Some(&first) if values.iter().all(|&v| v == first) => {
-                constant(&mut self.page, first, values.len());
-                Encoding::DELTA_BINARY_PACKED
+            Values::Labels { ids, targets, repeats: Repeats::Few } => {
+                let numbers = &self.dictionary.numbers;
+                let width = self.dictionary.width();
+                page.push(width as u8);
+                let open = &mut self.indices;
+                open.clear();
+                let mut at = range.start;
+                for target in within(targets, &range) {
+                    ignored(page, open, target.start - at, width);
+                    open.extend(ids[target.clone()].iter().map(|&id| numbers[id as usize]));
+                    at = target.end;
+                }
+                ignored(page, open, range.end - at, width);
+                packed(page, open, width);
+                Encoding::RLE_DICTIONARY
             }
-            _ => {
-                self.page.extend(values.iter().flat_map(|&v| i32::from(v).to_le_bytes()));
+            Values::Labels { ids, targets, repeats: Repeats::Many } => {
+                let labels = grown(page, count);
+                labels.fill(IGNORED.to_le_bytes());
+                for target in within(targets, &range) {
+                    let labels = &mut labels[target.start - range.start..target.end - range.start];
+                    labels.iter_mut().zip(&ids[target]).for_each(|(label, id)| *label = id.to_le_bytes());
+                }
                 Encoding::PLAIN
+            }
+            Values::Places(places) => {
+                page.extend(places[range].iter().flat_map(|place| place.to_le_bytes()));
+                Encoding::PLAIN
+            }
+            Values::Mask(ones) => {
+                let mask = grown(page, count);
+                for one in within(ones, &range) {
+                    mask[one.start - range.start..one.end - range.start].fill(1i32.to_le_bytes());
+                }
+                Encoding::PLAIN
+            }
+            Values::Ones => {
+                constant(page, 1, count);
+                Encoding::DELTA_BINARY_PACKED
             }
         }
     }
+}
+
+/// Room for so many values more, 0 as yet.
+fn grown(page: &mut Vec<u8>, count: usize) -> &mut [[u8; 4]] {
+    let start = page.len();
+    page.resize(start + 4 * count, 0);
+    page[start..].as_chunks_mut().0
+}
+
+/// The stretches in `range`, which is of whole lists: none crosses its ends.
+fn within<'s>(stretches: &'s [Range<u32>], range: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<'s> {
+    let first = stretches.partition_point(|stretch| (stretch.end as usize) <= range.start);
+    let end = range.end;
+    stretches[first..].iter().map(|s| s.start as usize..s.end as usize).take_while(move |s| s.start < end)
 }
 
 /// Reads the values of a page of ids into `ids`; `None` if it is of another kind.
@@ -205,23 +345,52 @@ fn run(page: &mut Vec<u8>, count: usize, level: u8) {
     }
 }
 
+/// `count` times the number 0: what the open group of eight lacks goes there, the rest is a run if it is long enough.
+fn ignored(page: &mut Vec<u8>, open: &mut Vec<u32>, count: usize, width: u32) {
+    let group = open.len().next_multiple_of(8) - open.len();
+    let rest = count.saturating_sub(group);
+    if rest < 8 {
+        open.resize(open.len() + count, 0);
+        return;
+    }
+    open.resize(open.len() + group, 0);
+    packed(page, open, width);
+    varint(page, (rest as u64) << 1);
+    page.extend(std::iter::repeat_n(0, width.div_ceil(8) as usize));
+}
+
+/// The open numbers, `width` bits each, in groups of eight.
+fn packed(page: &mut Vec<u8>, open: &mut Vec<u32>, width: u32) {
+    if open.is_empty() {
+        return;
+    }
+    open.resize(open.len().next_multiple_of(8), 0);
+    varint(page, (open.len() as u64 / 8) << 1 | 1);
+    let (mut bits, mut held) = (0u64, 0);
+    for number in open.drain(..) {
+        bits |= u64::from(number) << held;
+        held += width;
+        if held >= 32 {
+            page.extend((bits as u32).to_le_bytes());
+            bits >>= 32;
+            held -= 32;
+        }
+    }
+    page.extend(&bits.to_le_bytes()[..held as usize / 8]); // eight numbers end with a byte
+}
+
 /// `count` times one value, as deltas of 0: blocks of 128, in four parts of no bits each.
-fn constant(page: &mut Vec<u8>, value: i8, count: usize) {
+fn constant(page: &mut Vec<u8>, value: u8, count: usize) {
     const BLOCK: usize = 128;
     const PARTS: usize = 4;
     varint(page, BLOCK as u64);
     varint(page, PARTS as u64);
     varint(page, count as u64);
-    varint(page, zigzag(value));
+    varint(page, 2 * u64::from(value)); // zigzag: twice a number that is not negative
     for _ in 0..count.saturating_sub(1).div_ceil(BLOCK) {
-        varint(page, zigzag(0));
+        varint(page, 0);
         page.extend([0; PARTS]);
     }
-}
-
-fn zigzag(value: i8) -> u64 {
-    let value = i64::from(value);
-    ((value << 1) ^ (value >> 63)) as u64
 }
 
 fn varint(page: &mut Vec<u8>, mut value: u64) {
@@ -234,43 +403,63 @@ fn varint(page: &mut Vec<u8>, mut value: u64) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use arrow::array::RecordBatch;
     use proptest::prelude::*;
 
-    use super::super::columns::{IGNORED, Lists};
+    use super::super::columns::{lists_of, schema};
     use super::super::reader::{IdPages, lists_i8, lists_i32, open};
     use super::super::writer::ShardWriter;
     use super::*;
-    use arrow::datatypes::{Field, Schema};
+    use arrow::datatypes::DataType;
+
+    /// A list, and which of its values are targets.
+    type List = (Vec<u32>, Range<usize>);
 
     /// What is read back from a shard with these lists in each kind of column.
-    fn check(test: &str, groups: &[Vec<Vec<i32>>]) {
+    fn check(test: &str, groups: &[Vec<List>]) {
         let directory = std::env::temp_dir().join(format!("flanc-pages-{test}-{}", std::process::id()));
-        let list = |name: &str, item: DataType| {
-            Field::new(name, DataType::List(Arc::new(Field::new("element", item, false))), false)
-        };
-        let fields = [("input_ids", DataType::Int32), ("labels", DataType::Int32), ("loss_mask", DataType::Int8)];
-        let schema = Arc::new(Schema::new(fields.map(|(name, item)| list(name, item)).to_vec()));
-        let mut writer = ShardWriter::create(&directory, "a.parquet", schema.clone(), &[]).unwrap();
+        let (ids, mask) = (lists_of(DataType::Int32), lists_of(DataType::Int8));
+        let schema = schema(&[
+            ("input_ids", ids.clone()),
+            ("labels", ids.clone()),
+            ("numbered", ids.clone()),
+            ("seq_lengths", ids),
+            ("loss_mask", mask.clone()),
+            ("attention_mask", mask),
+        ]);
+        let (mut writer, encoder) = ShardWriter::create(&directory, "a.parquet", schema, &[]).unwrap();
+        let mut pages = PageEncoder::default();
         for lists in groups {
-            let (mut ids, mut labels) = (Lists::<i32>::default(), Lists::<i32>::default());
-            let mut mask = Lists::<i8>::default();
-            for list in lists {
-                ids.values.extend(list);
-                ids.close();
-                labels.values.extend(list);
-                labels.close();
-                mask.values.extend(list.iter().map(|v| *v as i8));
-                mask.close();
+            let (mut ids, mut offsets, mut targets) = (Vec::new(), vec![0], Vec::new());
+            for (list, of_list) in lists {
+                let start = ids.len();
+                targets.push((start + of_list.start) as u32..(start + of_list.end) as u32);
+                ids.extend(list);
+                offsets.push(ids.len() as u32);
             }
-            let columns = vec![ids.finish(), labels.finish(), mask.finish()];
-            writer.write(&RecordBatch::try_new(schema.clone(), columns).unwrap()).unwrap();
+            let column = |values| Column { offsets: &offsets, values };
+            let columns = [
+                column(Values::Ids(&ids)),
+                column(Values::Labels { ids: &ids, targets: &targets, repeats: Repeats::Many }),
+                column(Values::Labels { ids: &ids, targets: &targets, repeats: Repeats::Few }),
+                column(Values::Places(&ids)),
+                column(Values::Mask(&targets)),
+                column(Values::Ones),
+            ];
+            writer.write(encoder.ids(&columns, &mut pages).unwrap()).unwrap();
         }
         writer.finish().unwrap();
-        let wanted: Vec<Vec<i32>> = groups.concat();
-        for (name, narrow) in [("input_ids", false), ("labels", false), ("loss_mask", true)] {
+        let wanted: Vec<List> = groups.concat();
+        let all = |value: &dyn Fn(&List, usize) -> i32| -> Vec<Vec<i32>> {
+            wanted.iter().map(|list| (0..list.0.len()).map(|i| value(list, i)).collect()).collect()
+        };
+        for (name, narrow, wanted) in [
+            ("input_ids", false, all(&|list, i| list.0[i] as i32)),
+            ("labels", false, all(&|list, i| if list.1.contains(&i) { list.0[i] as i32 } else { IGNORED })),
+            ("numbered", false, all(&|list, i| if list.1.contains(&i) { list.0[i] as i32 } else { IGNORED })),
+            ("seq_lengths", false, all(&|list, i| list.0[i] as i32)),
+            ("loss_mask", true, all(&|list, i| i32::from(list.1.contains(&i)))),
+            ("attention_mask", true, all(&|_, _| 1)),
+        ] {
             let mut found = Vec::new();
             for batch in open(&directory, "a.parquet", 100).unwrap() {
                 let batch = batch.unwrap();
@@ -283,11 +472,9 @@ mod tests {
                 };
                 found.extend(ends.windows(2).map(|w| values[w[0] as usize..w[1] as usize].to_vec()));
             }
-            let narrowed =
-                |list: &Vec<i32>| list.iter().map(|&v| if narrow { i32::from(v as i8) } else { v }).collect();
-            assert_eq!(found, wanted.iter().map(narrowed).collect::<Vec<Vec<i32>>>(), "{name}");
+            assert!(found == wanted, "{name}");
         }
-        if wanted.iter().all(|list| !list.is_empty()) {
+        if wanted.iter().all(|(list, _)| !list.is_empty()) {
             let mut pages = IdPages::open(&directory, "a.parquet", "input_ids").unwrap();
             let (mut page, mut found) = (Vec::new(), Vec::new());
             loop {
@@ -295,21 +482,30 @@ mod tests {
                 if page.is_empty() {
                     break;
                 }
-                found.extend(page.iter().map(|&id| id as i32));
+                found.extend_from_slice(&page);
             }
-            assert_eq!(found, wanted.concat());
+            assert!(found == wanted.into_iter().flat_map(|(list, _)| list).collect::<Vec<u32>>());
         }
         std::fs::remove_dir_all(&directory).unwrap();
     }
 
     #[test]
-    fn rows_longer_than_a_page_and_runs_of_every_length() {
-        check("runs", &[vec![vec![IGNORED; PAGE_VALUES + 3], (0..PAGE_VALUES as i32 + 9).collect(), vec![7]]]);
+    fn rows_longer_than_a_page_and_targets_anywhere() {
+        let long = |n: usize| (0..n as u32).collect::<Vec<u32>>();
         check(
-            "runs",
-            &[(1..40).map(|n| [vec![IGNORED; n], vec![5; n / 3], (0..n as i32).collect()].concat()).collect()],
+            "long",
+            &[vec![
+                (long(PAGE_VALUES + 3), 0..0),
+                (long(PAGE_VALUES + 9), 5..PAGE_VALUES + 9),
+                (long(PAGE_VALUES), 0..PAGE_VALUES),
+                (vec![7], 0..1),
+            ]],
         );
-        check("runs", &[vec![vec![1; 5]; 300], vec![vec![i32::MAX, i32::MIN, 0, -129, 1 << 21]], vec![vec![]; 9]]);
+        check("targets", &[(1..60).map(|n| (long(n), n / 3..n - n / 4)).collect()]);
+        check(
+            "extremes",
+            &[vec![(vec![1; 5], 2..5); 300], vec![(vec![i32::MAX as u32, 0, 1 << 21], 0..2)], vec![(vec![], 0..0); 9]],
+        );
     }
 
     proptest! {
@@ -319,9 +515,13 @@ mod tests {
         fn what_is_written_is_read(
             groups in prop::collection::vec(
                 prop::collection::vec(
-                    prop::collection::vec((0..70_000i32, 1..20usize), 0..12).prop_map(|runs| {
-                        runs.into_iter().flat_map(|(v, n)| std::iter::repeat_n(if v < 35_000 { IGNORED } else { v }, n)).collect()
-                    }),
+                    (prop::collection::vec(0..70_000u32, 0..90), any::<(prop::sample::Index, prop::sample::Index)>()).prop_map(
+                        |(list, (from, length))| {
+                            let from = from.index(list.len() + 1);
+                            let length = length.index(list.len() - from + 1);
+                            (list, from..from + length)
+                        },
+                    ),
                     1..30,
                 ),
                 1..4,

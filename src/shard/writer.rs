@@ -4,22 +4,22 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{AsArray, RecordBatch};
+use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
-use parquet::arrow::arrow_writer::ArrowWriterOptions;
-use parquet::arrow::{ArrowSchemaConverter, ArrowWriter};
+use parquet::arrow::ArrowSchemaConverter;
+use parquet::arrow::arrow_writer::{ArrowColumnChunk, ArrowRowGroupWriterFactory, compute_leaves};
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
 use parquet::file::writer::SerializedFileWriter;
-use parquet::schema::types::ColumnPath;
+use parquet::schema::types::{ColumnPath, SchemaDescPtr};
 use serde::{Deserialize, Serialize};
 
 use crate::diag::{Diagnostic, Result};
 use crate::storage::{self, Pending};
 
-use super::pages::{ChunkEncoder, LEVEL};
+use super::pages::{self, Column, PageEncoder};
 
 /// The writer as the manifest names it.
 pub const ENGINE: &str = "parquet 60.1.0";
@@ -36,24 +36,33 @@ pub struct FileInfo {
     pub blake3: String,
 }
 
-/// A shard being written.
+/// A shard being written, a row group at a time.
 pub struct ShardWriter {
-    form: Form,
-    schema: SchemaRef,
+    file: SerializedFileWriter<Hashing>,
     path: PathBuf,
     relative: String,
     rows: u64,
     pub tokens: u64,
 }
 
-/// Who makes the pages.
-enum Form {
-    /// Ours, for lists of ids and nothing else.
-    Ids {
-        writer: Box<SerializedFileWriter<Hashing>>,
-        encoder: ChunkEncoder,
-    },
-    Any(Box<ArrowWriter<Hashing>>),
+/// Makes row groups of one shard, on any thread.
+pub struct GroupEncoder {
+    columns: SchemaDescPtr,
+    schema: SchemaRef,
+    tables: ArrowRowGroupWriterFactory,
+    path: PathBuf,
+}
+
+/// A row group, encoded and compressed.
+pub struct RowGroup {
+    rows: usize,
+    chunks: Vec<ColumnChunk>,
+}
+
+enum ColumnChunk {
+    /// Lists of ids.
+    Ids(pages::Chunk),
+    Table(ArrowColumnChunk),
 }
 
 impl ShardWriter {
@@ -63,23 +72,41 @@ impl ShardWriter {
         relative: &str,
         schema: SchemaRef,
         metadata: &[(String, String)],
-    ) -> Result<ShardWriter> {
+    ) -> Result<(ShardWriter, GroupEncoder)> {
         let path = root.join(relative);
         let file = Hashing { file: Pending::create(&path)?, hasher: blake3::Hasher::new(), bytes: 0 };
-        let form = Form::new(file, &schema, metadata).map_err(|e| failure(&path, &e))?;
-        Ok(ShardWriter { form, schema, path, relative: relative.to_owned(), rows: 0, tokens: 0 })
+        let file = open(file, &schema, metadata).map_err(|e| failure(&path, &e))?;
+        let encoder = GroupEncoder {
+            columns: Arc::new(file.schema_descr().clone()),
+            schema: schema.clone(),
+            tables: ArrowRowGroupWriterFactory::new(&file, schema),
+            path: path.clone(),
+        };
+        Ok((ShardWriter { file, path, relative: relative.to_owned(), rows: 0, tokens: 0 }, encoder))
     }
 
-    /// Writes a batch as a row group of its own.
-    pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {
-        self.rows += batch.num_rows() as u64;
-        debug_assert_eq!(batch.schema(), self.schema);
-        self.form.write(batch).map_err(|e| failure(&self.path, &e))
+    /// Writes a row group; one without rows leaves nothing.
+    pub fn write(&mut self, group: RowGroup) -> Result<()> {
+        if group.rows == 0 {
+            return Ok(());
+        }
+        self.rows += group.rows as u64;
+        let write = || -> std::result::Result<(), ParquetError> {
+            let mut file = self.file.next_row_group()?;
+            for chunk in group.chunks {
+                match chunk {
+                    ColumnChunk::Ids(chunk) => file.append_column(&chunk.bytes, chunk.close)?,
+                    ColumnChunk::Table(chunk) => chunk.append_to_row_group(&mut file)?,
+                }
+            }
+            file.close().map(drop)
+        };
+        write().map_err(|e| failure(&self.path, &e))
     }
 
     /// Ends the file and puts it under its name.
     pub fn finish(self) -> Result<FileInfo> {
-        let hashing = self.form.finish().map_err(|e| failure(&self.path, &e))?;
+        let hashing = self.file.into_inner().map_err(|e| failure(&self.path, &e))?;
         let info = FileInfo {
             path: self.relative,
             rows: self.rows,
@@ -92,56 +119,53 @@ impl ShardWriter {
     }
 }
 
-impl Form {
-    fn new(
-        file: Hashing,
-        schema: &SchemaRef,
-        metadata: &[(String, String)],
-    ) -> std::result::Result<Form, ParquetError> {
-        let metadata = metadata.iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone())).collect();
-        let mut properties = WriterProperties::builder()
-            .set_writer_version(WriterVersion::PARQUET_1_0)
-            .set_compression(Compression::ZSTD(ZstdLevel::try_new(LEVEL)?))
-            .set_created_by(format!("flanc {} ({ENGINE})", env!("CARGO_PKG_VERSION")))
-            // The page index is written; minima of token ids would only make it larger.
-            .set_statistics_enabled(EnabledStatistics::None)
-            .set_key_value_metadata(Some(metadata));
-        if schema.fields().iter().all(|field| ChunkEncoder::takes(field.data_type())) {
-            let root = ArrowSchemaConverter::new().convert(schema)?.root_schema_ptr();
-            let writer = SerializedFileWriter::new(file, root, Arc::new(properties.build()))?;
-            return Ok(Form::Ids { writer: Box::new(writer), encoder: ChunkEncoder::new()? });
-        }
-        for scalar in ["row", "answer"] {
-            properties = properties.set_column_statistics_enabled(ColumnPath::from(scalar), EnabledStatistics::Page);
-        }
-        let options = ArrowWriterOptions::new()
-            .with_properties(properties.build())
-            // Without it readers see plain Parquet types: text columns stay text, not categories.
-            .with_skip_arrow_metadata(true);
-        Ok(Form::Any(Box::new(ArrowWriter::try_new_with_options(file, schema.clone(), options)?)))
+impl GroupEncoder {
+    /// Encodes columns of ids.
+    pub fn ids(&self, columns: &[Column<'_>], pages: &mut PageEncoder) -> Result<RowGroup> {
+        debug_assert_eq!(columns.len(), self.columns.num_columns());
+        let described = self.columns.columns().iter().cloned();
+        let chunks = columns.iter().zip(described).map(|(column, described)| pages.encode(*column, described));
+        let chunks: std::result::Result<_, _> = chunks.map(|chunk| chunk.map(ColumnChunk::Ids)).collect();
+        Ok(RowGroup { rows: columns[0].rows(), chunks: chunks.map_err(|e| failure(&self.path, &e))? })
     }
 
-    fn write(&mut self, batch: &RecordBatch) -> std::result::Result<(), ParquetError> {
-        match self {
-            Form::Any(writer) => writer.write(batch).and_then(|()| writer.flush()),
-            Form::Ids { writer, encoder } => {
-                let schema = writer.schema_descr().columns().to_vec();
-                let mut group = writer.next_row_group()?;
-                for (column, described) in batch.columns().iter().zip(schema) {
-                    let chunk = encoder.encode(column.as_list::<i32>(), described)?;
-                    group.append_column(&chunk.bytes, chunk.close)?;
+    /// Encodes a batch of any columns.
+    pub fn table(&self, batch: &RecordBatch) -> Result<RowGroup> {
+        debug_assert_eq!(batch.schema(), self.schema);
+        let encode = || -> std::result::Result<Vec<ColumnChunk>, ParquetError> {
+            let mut writers = self.tables.create_column_writers(0)?.into_iter();
+            let mut chunks = Vec::new();
+            for (field, column) in self.schema.fields().iter().zip(batch.columns()) {
+                for (leaf, mut writer) in compute_leaves(field, column)?.into_iter().zip(&mut writers) {
+                    writer.write(&leaf)?;
+                    chunks.push(ColumnChunk::Table(writer.close()?));
                 }
-                group.close().map(drop)
             }
-        }
+            Ok(chunks)
+        };
+        Ok(RowGroup { rows: batch.num_rows(), chunks: encode().map_err(|e| failure(&self.path, &e))? })
     }
+}
 
-    fn finish(self) -> std::result::Result<Hashing, ParquetError> {
-        match self {
-            Form::Any(writer) => writer.into_inner(),
-            Form::Ids { writer, .. } => writer.into_inner(),
-        }
+fn open(
+    file: Hashing,
+    schema: &SchemaRef,
+    metadata: &[(String, String)],
+) -> std::result::Result<SerializedFileWriter<Hashing>, ParquetError> {
+    let metadata = metadata.iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone())).collect();
+    let mut properties = WriterProperties::builder()
+        .set_writer_version(WriterVersion::PARQUET_1_0)
+        .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
+        .set_created_by(format!("flanc {} ({ENGINE})", env!("CARGO_PKG_VERSION")))
+        // The page index is written; minima of token ids would only make it larger.
+        .set_statistics_enabled(EnabledStatistics::None)
+        .set_key_value_metadata(Some(metadata));
+    for scalar in ["row", "answer"] {
+        properties = properties.set_column_statistics_enabled(ColumnPath::from(scalar), EnabledStatistics::Page);
     }
+    // The Arrow schema is not put beside it: readers see plain Parquet types, and text columns stay text.
+    let root = ArrowSchemaConverter::new().convert(schema)?.root_schema_ptr();
+    SerializedFileWriter::new(file, root, Arc::new(properties.build()))
 }
 
 /// Counts and hashes what goes into a file.

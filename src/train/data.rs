@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use crate::diag::{Diagnostic, Result};
 use crate::model::ops::Batch;
-use crate::shard::columns::IGNORED;
 use crate::shard::manifest::{self, Manifest};
+use crate::shard::pages::IGNORED;
 use crate::shard::reader::{self, ShardReader, lists_i32};
 
 /// The shards of one split of a mixture.

@@ -15,7 +15,8 @@ use flanc::model::ops::{Batch, Ops};
 use flanc::model::ranks::Ranks;
 use flanc::model::weights;
 use flanc::seed::Seed;
-use flanc::shard::columns::PackedRows;
+use flanc::shard::pages::PageEncoder;
+use flanc::shard::rows::PackedRows;
 use flanc::shard::writer::ShardWriter;
 use flanc::train::data::{Data, Limits};
 use flanc::train::settings::Settings;
@@ -323,13 +324,13 @@ fn overwrite<'i>(bench: &Bench, ids: impl IntoIterator<Item = &'i [u32]>, target
     let file = walk(&data).into_iter().find(|f| f.starts_with("mixture/train-00000") && !f.contains("provenance"));
     let mut manifest: serde_json::Value =
         serde_json::from_str(&fs::read_to_string(data.join("manifest.json")).unwrap()).unwrap();
-    let mut writer = ShardWriter::create(&data, &file.unwrap(), PackedRows::schema(), &[]).unwrap();
+    let (mut writer, groups) = ShardWriter::create(&data, &file.unwrap(), PackedRows::schema(), &[]).unwrap();
     let mut rows = PackedRows::default();
     for ids in ids {
         rows.push(ids, target_start);
-        rows.close(ids.len(), 128, 0);
+        rows.close(128, 0);
     }
-    writer.write(&rows.finish()).unwrap();
+    writer.write(groups.ids(&rows.columns(), &mut PageEncoder::default()).unwrap()).unwrap();
     let info = writer.finish().unwrap();
     let files = manifest["files"].as_array_mut().unwrap();
     files.retain(|f| !f["path"].as_str().unwrap().starts_with("mixture/"));
