@@ -2,12 +2,18 @@
 
     flanc gpu all --out gpu
     python benches/torch_beside.py gpu/gpu.json [--model 0.5B ...] [--all-logits] [--json FILE]
+    python benches/torch_beside.py --dry
 
-Needs torch with CUDA, transformers (4.48 or newer) and flash-attn. For every model that the report has, it trains one of the
-same shape with random weights on segments of the same lengths, as a careful user of transformers would: weights in f32 under
-autocast to bf16, torch.compile, FlashAttention 2 with variable lengths (which transformers takes where positions begin anew
-within a row), only the positions with a target through the head (all of them with --all-logits, as most trainers do), and
-transformers' Adafactor with absolute steps. Printed are tokens a second of both, and how many times faster flanc is.
+Needs torch 2 with CUDA, transformers (4.49 or newer, which has `logits_to_keep`) and flash-attn. For every model that the
+report has, it trains one of the same shape with random weights on segments of the same lengths, as a careful user of
+transformers would: weights in f32 under autocast to bf16, torch.compile, FlashAttention 2 with variable lengths (which
+transformers takes where positions begin anew within a row), only the positions with a target through the head (all of them
+with --all-logits, as most trainers do), and transformers' Adafactor with absolute steps. Printed are tokens a second of both,
+and how many times faster flanc is.
+
+--dry goes the same way with a tiny model on the CPU, with PyTorch's own attention and nothing compiled: it needs neither a
+GPU nor flash-attn, and says whether the versions that are installed can do the rest. It checks that the rows asked for have the
+losses of whole logits and that the loss falls. Its times mean nothing and are not printed.
 """
 
 import argparse
@@ -16,74 +22,109 @@ import time
 
 import torch
 import torch.nn.functional as F
+import transformers
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.optimization import Adafactor
 
 WARM_UP, STEPS = 5, 20
+TINY = {
+    "vocab_size": 131, "hidden_size": 64, "intermediate_size": 100, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "tie_word_embeddings": True,
+}
 
 
-def build(config):
+def build(config, device):
     """A model of random weights in f32, to be run in bf16."""
     kept = {key: value for key, value in config.items() if key != "model_type"}
     torch.manual_seed(17)
-    with torch.device("cuda"):
+    with torch.device(device):
         model = Qwen2ForCausalLM._from_config(
-            Qwen2Config(**kept, use_cache=False), attn_implementation="flash_attention_2", torch_dtype=torch.float32
+            Qwen2Config(**kept, use_cache=False),
+            attn_implementation="flash_attention_2" if device == "cuda" else "sdpa",
         )
+    assert all(weight.dtype == torch.float32 for weight in model.parameters())
     return model.train()
 
 
-def pack(segments, targets, vocabulary):
+def pack(segments, vocabulary, device):
     """Ids and positions of a packed row, the places that predict a target, and the targets: the last of each segment."""
     generator = torch.Generator().manual_seed(9)
-    ids = torch.randint(vocabulary, (1, sum(segments)), generator=generator).cuda()
-    positions = torch.cat([torch.arange(length) for length in segments])[None].cuda()
+    ids = torch.randint(vocabulary, (1, sum(segments)), generator=generator).to(device)
+    positions = torch.cat([torch.arange(length) for length in segments])[None].to(device)
     rows, start = [], 0
     for length in segments:
         first = max(length - -(-length // 5), 1)
         rows += range(start + first - 1, start + length - 1)
         start += length
-    assert len(rows) == targets, f"{len(rows)} targets, of flanc {targets}"
-    rows = torch.tensor(rows).cuda()
+    rows = torch.tensor(rows).to(device)
     return ids, positions, rows, ids[0, rows + 1]
+
+
+def loss_of(model, ids, positions, rows, targets, all_logits):
+    """Mean loss of the rows that predict a target."""
+    with torch.autocast(ids.device.type, dtype=torch.bfloat16):
+        if all_logits:
+            logits = model(input_ids=ids, position_ids=positions).logits[0, rows]
+        else:
+            logits = model(input_ids=ids, position_ids=positions, logits_to_keep=rows).logits[0]
+    return F.cross_entropy(logits.float(), targets)
+
+
+def adafactor(model, rate):
+    return Adafactor(model.parameters(), lr=rate, scale_parameter=False, relative_step=False, warmup_init=False)
+
+
+def step(model, optimizer, packed, all_logits):
+    loss = loss_of(model, *packed, all_logits)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss
 
 
 def measure(speed, all_logits):
     """Seconds of a training step, and memory at its peak."""
-    model = build(speed["config"])
-    ids, positions, rows, targets = pack(speed["segments"], speed["targets"], model.config.vocab_size)
-    optimizer = Adafactor(model.parameters(), lr=3e-5, scale_parameter=False, relative_step=False, warmup_init=False)
-    compiled = torch.compile(model)
-
-    def step():
-        with torch.autocast("cuda", dtype=torch.bfloat16):
-            if all_logits:
-                logits = compiled(input_ids=ids, position_ids=positions).logits[0, rows]
-            else:
-                logits = compiled(input_ids=ids, position_ids=positions, logits_to_keep=rows).logits[0]
-        loss = F.cross_entropy(logits.float(), targets)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss
-
+    model = build(speed["config"], "cuda")
+    packed = pack(speed["segments"], model.config.vocab_size, "cuda")
+    found = len(packed[-1])
+    assert found == speed["targets"], f"{found} targets, of flanc {speed['targets']}"
+    optimizer, compiled = adafactor(model, 3e-5), torch.compile(model)
     for _ in range(WARM_UP):
-        step()
+        step(compiled, optimizer, packed, all_logits)
     torch.cuda.synchronize()
     began = time.perf_counter()
     for _ in range(STEPS):
-        step()
+        step(compiled, optimizer, packed, all_logits)
     torch.cuda.synchronize()
     return (time.perf_counter() - began) / STEPS, torch.cuda.max_memory_allocated()
 
 
+def dry():
+    """All but the GPU, its attention and its compiler."""
+    model = build(TINY, "cpu")
+    packed = pack([5, 1, 23, 2, 40], model.config.vocab_size, "cpu")
+    with torch.no_grad():
+        some, whole = (loss_of(model, *packed, all_logits).item() for all_logits in (False, True))
+    assert abs(some - whole) < 1e-3 * whole, f"{some} of the rows asked for, {whole} of whole logits"
+    optimizer = adafactor(model, 1e-3)
+    losses = [step(model, optimizer, packed, all_logits=False).item() for _ in range(STEPS)]
+    assert losses[-1] < losses[0] - 0.1, f"the loss went from {losses[0]} to {losses[-1]}"
+    print(f"dry run on the CPU, PyTorch {torch.__version__}, transformers {transformers.__version__}: nothing was measured")
+    print(f"{len(packed[-1])} targets in {packed[0].shape[1]} tokens, loss {losses[0]:.3f} -> {losses[-1]:.3f}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("report", help="gpu.json of `flanc gpu all`")
+    parser.add_argument("report", nargs="?", help="gpu.json of `flanc gpu all`")
+    parser.add_argument("--dry", action="store_true", help="a tiny model on the CPU, without figures: can it run here?")
     parser.add_argument("--model", action="append", help="only this one; may be given more than once")
     parser.add_argument("--all-logits", action="store_true", help="logits of all positions, not only of those with a target")
     parser.add_argument("--json", help="file for the figures")
     arguments = parser.parse_args()
+    if arguments.dry:
+        return dry()
+    if arguments.report is None:
+        parser.error("gpu.json is missing; --dry needs none")
     with open(arguments.report) as file:
         report = json.load(file)
     print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}")
