@@ -11,7 +11,7 @@ import sys
 import sysconfig
 
 SOURCES = sorted(pathlib.Path("src/model/cuda").glob("*.cu"))
-HEADER = pathlib.Path("src/model/cuda/device.cuh")
+HEADERS = sorted(pathlib.Path("src/model/cuda").glob("*.cuh"))
 NVIDIA = pathlib.Path(sysconfig.get_path("purelib")) / "nvidia"
 CODE = ["--std=c++17"]
 
@@ -26,7 +26,7 @@ def nvcc(source, architecture):
 
 
 def nvrtc(library, source, architecture):
-    """What ptxas says, by way of NVRTC: one library and our one header, as on a user's machine."""
+    """What ptxas says, by way of NVRTC: one library and our headers, as on a user's machine."""
 
     def checked(status):
         if status:
@@ -41,10 +41,11 @@ def nvrtc(library, source, architecture):
 
     library.nvrtcGetErrorString.restype = ctypes.c_char_p
     program = ctypes.c_void_p()
-    headers, names = (ctypes.c_char_p * 1)(HEADER.read_bytes()), (ctypes.c_char_p * 1)(HEADER.name.encode())
+    texts = ctypes.c_char_p * len(HEADERS)
+    headers, names = texts(*(h.read_bytes() for h in HEADERS)), texts(*(h.name.encode() for h in HEADERS))
     checked(
         library.nvrtcCreateProgram(
-            ctypes.byref(program), source.read_bytes(), source.name.encode(), 1, headers, names
+            ctypes.byref(program), source.read_bytes(), source.name.encode(), len(HEADERS), headers, names
         )
     )
     options = [o.encode() for o in [*CODE, f"--gpu-architecture={architecture}", "--ptxas-options=-v"]]

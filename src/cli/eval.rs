@@ -89,8 +89,6 @@ impl Asking {
             limit: self.limit,
             longest_answer: self.longest_answer,
             micro_batch: self.micro_batch,
-            // The GPU has no kernels for it yet: there it would only take memory.
-            cache: device == Chosen::Cpu,
         };
         match device {
             Chosen::Cpu => evaluate::<Cpu>(&evaluation, done),

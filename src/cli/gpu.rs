@@ -245,13 +245,18 @@ fn timed_line(timed: &Timed) -> String {
 
 fn speed_line(speed: &Speed) -> String {
     format!(
-        "{:<5} {:>9} tokens/s, MFU {:.1} %, {:.1} ms a step of {} tokens, {}",
+        "{:<5} {:>9} tokens/s, MFU {:.1} %, {:.1} ms a step of {} tokens, {}; \
+         answers {} tokens/s, {} texts at a time behind {} tokens each, {:.1} % of the floor",
         speed.model,
         grouped(speed.tokens_per_second as u64),
         speed.mfu * 100.0,
         speed.step_seconds * 1e3,
         grouped(speed.tokens_per_step as u64),
-        megabytes(speed.bytes)
+        megabytes(speed.bytes),
+        grouped(speed.answers.tokens_per_second as u64),
+        speed.answers.texts,
+        speed.answers.past,
+        speed.answers.share * 100.0
     )
 }
 
@@ -267,20 +272,23 @@ fn markdown(report: &Report) -> String {
         versions(gpu),
         ceilings_line(report.ceilings)
     );
-    text.push_str("\n| model | tokens/s | MFU | ms a step | memory |\n| --- | ---: | ---: | ---: | ---: |\n");
+    text.push_str("\n| model | tokens/s | MFU | ms a step | memory | tokens/s of answers | share of the floor |\n");
+    text.push_str("| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n");
     for speed in &report.models {
         let _ = writeln!(
             text,
-            "| {} | {} | {:.1} % | {:.1} | {} |",
+            "| {} | {} | {:.1} % | {:.1} | {} | {} | {:.1} % |",
             speed.model,
             grouped(speed.tokens_per_second as u64),
             speed.mfu * 100.0,
             speed.step_seconds * 1e3,
-            megabytes(speed.bytes)
+            megabytes(speed.bytes),
+            grouped(speed.answers.tokens_per_second as u64),
+            speed.answers.share * 100.0
         );
     }
     for (model, why) in &report.left_out {
-        let _ = writeln!(text, "| {model} | {why} | | | |");
+        let _ = writeln!(text, "| {model} | {why} | | | | | |");
     }
     text.push_str("\n| kernel | µs | share of its floor |\n| --- | ---: | ---: |\n");
     for timed in &report.timed {

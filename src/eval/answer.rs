@@ -2,7 +2,7 @@
 //!
 //! The inputs of a question go through the model once. Their keys and values are kept, but for the last token's; each
 //! option is then a segment that goes on from there with that token and its own, and an answer grows by one token a
-//! pass. A backend that cannot keep them gets whole texts every time, with the same answers.
+//! pass.
 
 use std::ops::Range;
 use std::path::Path;
@@ -11,7 +11,7 @@ use super::questions::Question;
 use crate::diag::Result;
 use crate::model::config::Config;
 use crate::model::decoder::{Decoder, Layout, Purpose};
-use crate::model::ops::{Batch, Ops, Past};
+use crate::model::ops::{Batch, Likelihood, Ops, Past};
 use crate::model::weights;
 
 pub struct Model<O> {
@@ -19,8 +19,6 @@ pub struct Model<O> {
     ops: O,
     /// Tokens of the longest text.
     pub longest: usize,
-    /// Whether keys and values are kept.
-    cache: bool,
 }
 
 /// Longest prompt with answer that memory is taken for, where the model would take longer ones.
@@ -28,9 +26,9 @@ const LONGEST: usize = 8_192;
 /// Tokens that are kept, for each that goes through the model at a time: answers grow together, by a token a pass.
 const KEPT: usize = 4;
 
-/// A text, or its rest behind what is kept of it, whose last tokens predict `targets`.
+/// A text, of which the rest behind what is kept goes through the model; its last tokens predict `targets`.
 struct Text {
-    past: Option<Past>,
+    past: Past,
     ids: Vec<u32>,
     targets: Vec<u32>,
 }
@@ -38,51 +36,48 @@ struct Text {
 impl Text {
     /// Tokens that have to go through the model.
     fn rest(&self) -> usize {
-        self.ids.len() - self.past.map_or(0, |past| past.length as usize)
+        self.ids.len() - self.past.length as usize
     }
 }
 
 impl<O: Ops> Model<O> {
     /// Loads a model to answer questions of up to `micro_batch` tokens at a time, or as many as the longest text has.
-    pub fn open(directory: &Path, config: Config, micro_batch: usize, cache: bool) -> Result<Model<O>> {
+    pub fn open(directory: &Path, config: Config, micro_batch: usize) -> Result<Model<O>> {
         let positions = config.max_positions;
         let tokens = micro_batch.max(positions.min(LONGEST));
-        let purpose = if cache { Purpose::Decode { places: KEPT * tokens } } else { Purpose::Score };
+        let purpose = Purpose::Score { places: KEPT * tokens };
         let (decoder, table) = Decoder::lay_out(config, Layout { tokens, logit_rows: 512.min(tokens), purpose });
         let mut ops = O::allocate(table)?;
         let longest = positions.min(tokens);
         ops.set_rotations(&decoder.config.rotation_frequencies(), longest);
         weights::load(directory, &decoder, &mut ops)?;
-        let cache = cache && ops.cached().is_some();
-        Ok(Model { decoder, ops, longest, cache })
+        Ok(Model { decoder, ops, longest })
     }
 
     /// The option of each question that the model finds most likely after the inputs, the first of several: in all, and
     /// a token.
     pub fn rank(&mut self, questions: &[Question]) -> Vec<(usize, usize)> {
-        let first_best = |scores: &mut dyn Iterator<Item = f64>| {
-            let mut best = (0, f64::NEG_INFINITY);
-            for (option, score) in scores.enumerate() {
+        let first_best = |options: &[Likelihood], score: fn(&Likelihood) -> f32| {
+            let mut best = (0, f32::NEG_INFINITY);
+            for (option, score) in options.iter().map(score).enumerate() {
                 if score > best.1 {
                     best = (option, score);
                 }
             }
             best.0
         };
-        let choose = |(question, sums): (&Question, &Vec<f64>)| {
-            let mut by_token = sums.iter().zip(&question.options).map(|(sum, option)| sum / option.len() as f64);
-            (first_best(&mut sums.iter().copied()), first_best(&mut by_token))
-        };
-        questions.iter().zip(&self.likelihoods(questions)).map(choose).collect()
+        let choose =
+            |options: &Vec<Likelihood>| (first_best(options, |o| o.in_all), first_best(options, |o| o.per_token));
+        self.likelihoods(questions).iter().map(choose).collect()
     }
 
-    /// The logarithms of the likelihoods of each question's options.
-    pub fn likelihoods(&mut self, questions: &[Question]) -> Vec<Vec<f64>> {
-        let mut sums = Vec::new();
+    /// How likely each question's options are.
+    pub fn likelihoods(&mut self, questions: &[Question]) -> Vec<Vec<Likelihood>> {
+        let mut by_question = Vec::new();
         for group in self.groups(questions, 0) {
             let questions = &questions[group];
             let past = self.read(questions, 0);
-            let of_question = |(question, past): (&Question, &Option<Past>)| {
+            let of_question = |(question, past): (&Question, &Past)| {
                 let past = *past;
                 let inputs = question.inputs.clone();
                 question.options.clone().into_iter().map(move |targets| {
@@ -93,15 +88,12 @@ impl<O: Ops> Model<O> {
             let texts: Vec<Text> = questions.iter().zip(&past).flat_map(of_question).collect();
             let mut likelihoods = Vec::with_capacity(texts.len());
             for part in cut(&texts, self.decoder.layout.tokens, Text::rest) {
-                let losses = self.decoder.score(&mut self.ops, &batch(texts[part.clone()].iter()));
-                let mut losses = losses.iter().map(|&loss| f64::from(loss));
-                let of_text = |text: &Text| -losses.by_ref().take(text.targets.len()).sum::<f64>();
-                likelihoods.extend(texts[part].iter().map(of_text));
+                likelihoods.extend(self.decoder.likelihoods(&mut self.ops, &batch(texts[part].iter())));
             }
             let mut likelihoods = likelihoods.into_iter();
-            sums.extend(questions.iter().map(|q| likelihoods.by_ref().take(q.options.len()).collect()));
+            by_question.extend(questions.iter().map(|q| likelihoods.by_ref().take(q.options.len()).collect()));
         }
-        sums
+        by_question
     }
 
     /// The most likely token after the inputs, and after that, of each question; until an answer `ends`, or has
@@ -111,24 +103,19 @@ impl<O: Ops> Model<O> {
         for group in self.groups(questions, longest) {
             let past = self.read(&questions[group.clone()], longest);
             // Targets are not looked at: every text asks for one token.
-            let begin = |(question, past): (&Question, Option<Past>)| Text {
-                past,
-                ids: question.inputs.clone(),
-                targets: vec![0],
-            };
+            let begin =
+                |(question, past): (&Question, Past)| Text { past, ids: question.inputs.clone(), targets: vec![0] };
             let mut growing: Vec<(usize, Text)> =
                 group.clone().zip(questions[group].iter().zip(past).map(begin)).collect();
             for _ in 0..longest {
                 let mut next = Vec::with_capacity(growing.len());
                 for part in cut(&growing, self.decoder.layout.tokens, |(_, text)| text.rest()) {
                     let texts = growing[part].iter().map(|(_, text)| text);
-                    let batch = Batch { keep: self.cache, ..batch(texts) };
+                    let batch = Batch { keep: true, ..batch(texts) };
                     next.extend(self.decoder.most_likely(&mut self.ops, &batch));
                 }
                 for ((question, text), token) in growing.iter_mut().zip(next) {
-                    if let Some(past) = &mut text.past {
-                        past.length = text.ids.len() as u32;
-                    }
+                    text.past.length = text.ids.len() as u32;
                     text.ids.push(token);
                     answers[*question].push(token);
                 }
@@ -144,16 +131,13 @@ impl<O: Ops> Model<O> {
     }
 
     /// Keeps the inputs of each question but their last token, with places for so many `more`.
-    fn read(&mut self, questions: &[Question], more: usize) -> Vec<Option<Past>> {
-        if !self.cache {
-            return vec![None; questions.len()];
-        }
+    fn read(&mut self, questions: &[Question], more: usize) -> Vec<Past> {
         let mut place = 0;
         let place_of = |question: &Question| {
             let past = Past { place, length: 0 };
             place += (question.inputs.len() + more) as u32;
             let ids = question.inputs[..question.inputs.len() - 1].to_vec();
-            Text { past: Some(past), ids, targets: Vec::new() }
+            Text { past, ids, targets: Vec::new() }
         };
         let texts: Vec<Text> = questions.iter().map(place_of).collect();
         // An input of one token leaves nothing to keep.
@@ -161,7 +145,7 @@ impl<O: Ops> Model<O> {
         for part in cut(&unread, self.decoder.layout.tokens, |text| text.rest()) {
             self.decoder.read(&mut self.ops, &Batch { keep: true, ..batch(unread[part].iter().copied()) });
         }
-        texts.into_iter().map(|text| text.past.map(|past| Past { length: text.ids.len() as u32, ..past })).collect()
+        texts.into_iter().map(|text| Past { length: text.ids.len() as u32, ..text.past }).collect()
     }
 }
 

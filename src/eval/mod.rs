@@ -54,8 +54,6 @@ pub struct Evaluation {
     pub longest_answer: usize,
     /// Tokens that go through the model at a time.
     pub micro_batch: usize,
-    /// Keep keys and values of inputs, where the backend can, so that they go through the model once.
-    pub cache: bool,
 }
 
 /// Scores by metric.
@@ -137,7 +135,7 @@ pub fn evaluate<O: Ops>(evaluation: &Evaluation, mut report: impl FnMut(&TaskSco
     }
     let mut examiner = Examiner {
         evaluation,
-        model: Model::<O>::open(&evaluation.model, config, evaluation.micro_batch, evaluation.cache)?,
+        model: Model::<O>::open(&evaluation.model, config, evaluation.micro_batch)?,
         tokenizer,
         end: manifest.tokenizer.eos.0,
         continuation: manifest.recipe["wrapper"] == "continuation",

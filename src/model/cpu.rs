@@ -4,13 +4,16 @@
 //! summed in their order; the same inputs give the same bytes on any number of threads. (Another kind of processor may
 //! choose other instructions for the products, and differ in the last bits.)
 
+use std::ops::Range;
+
 use ndarray::linalg::general_mat_mul;
 use ndarray::{ArrayView2, ArrayViewMut2, ShapeBuilder};
 use rayon::prelude::*;
 
 use super::arena::{Group, Table, Tensor};
 use super::ops::{
-    AdafactorStep, AttentionGradients, AttentionSaved, Batch, Cache, Cached, Moments, NO_TARGET, Norm, Ops, Past, Turn,
+    AdafactorStep, AttentionGradients, AttentionSaved, Batch, Cache, Likelihood, Moments, NO_TARGET, Norm, Ops, Past,
+    Turn,
 };
 use super::ranks::Ranks;
 use super::speed;
@@ -115,24 +118,6 @@ impl Cpu {
         });
         self.put(o, out);
         self.put(lse, out_lse);
-    }
-}
-
-impl Cached for Cpu {
-    fn attention(&mut self, o: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, cache: Cache) {
-        self.attend(o, lse, q, k, v, Some(cache));
-    }
-
-    fn keep(&mut self, cache: Cache, k: Tensor, v: Tensor) {
-        for (kept, fresh) in [(cache.k, k), (cache.v, v)] {
-            let (mut out, width) = (self.take(kept), self.per_token(kept));
-            let fresh = self.get(fresh);
-            for ((start, length), past) in starts(&self.batch.segments).zip(&self.batch.past) {
-                let place = (past.place + past.length) as usize;
-                out[place * width..][..length * width].copy_from_slice(&fresh[start * width..][..length * width]);
-            }
-            self.put(kept, out);
-        }
     }
 }
 
@@ -362,8 +347,20 @@ impl Ops for Cpu {
         self.attend(o, lse, q, k, v, None);
     }
 
-    fn cached(&mut self) -> Option<&mut dyn Cached> {
-        Some(self)
+    fn attention_cached(&mut self, o: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, cache: Cache) {
+        self.attend(o, lse, q, k, v, Some(cache));
+    }
+
+    fn keep(&mut self, cache: Cache, k: Tensor, v: Tensor) {
+        for (kept, fresh) in [(cache.k, k), (cache.v, v)] {
+            let (mut out, width) = (self.take(kept), self.per_token(kept));
+            let fresh = self.get(fresh);
+            for ((start, length), past) in starts(&self.batch.segments).zip(&self.batch.past) {
+                let place = (past.place + past.length) as usize;
+                out[place * width..][..length * width].copy_from_slice(&fresh[start * width..][..length * width]);
+            }
+            self.put(kept, out);
+        }
     }
 
     fn attention_backward(&mut self, gradients: AttentionGradients, saved: AttentionSaved) {
@@ -493,6 +490,16 @@ impl Ops for Cpu {
 
     fn arrived(&mut self, losses: Vec<f32>) -> Vec<f32> {
         losses
+    }
+
+    fn likelihoods(&mut self, losses: Tensor) -> Vec<Likelihood> {
+        let losses = self.get(losses);
+        let of_segment = |rows: Range<usize>| {
+            let (count, sum) =
+                (rows.len().max(1) as f64, losses[rows].iter().map(|&loss| f64::from(loss)).sum::<f64>());
+            Likelihood { in_all: -sum as f32, per_token: (-sum / count) as f32 }
+        };
+        self.batch.rows_of_segments().map(of_segment).collect()
     }
 
     fn argmax(&mut self, logits: Tensor, count: usize) -> Vec<u32> {

@@ -16,7 +16,9 @@
 
 use super::arena::{Bounds, Group, Kind, Table, Tensor};
 use super::config::Config;
-use super::ops::{AdafactorStep, AttentionGradients, AttentionSaved, Batch, Cache, Moments, Ops, Turn, Work};
+use super::ops::{
+    AdafactorStep, AttentionGradients, AttentionSaved, Batch, Cache, Likelihood, Moments, Ops, Turn, Work,
+};
 use super::ranks::Ranks;
 use crate::diag::Result;
 
@@ -32,10 +34,8 @@ pub struct Layout {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// Forward passes only: nothing is kept.
-    Score,
-    /// Forward passes that keep keys and values of so many tokens (P), for texts to be gone on with.
-    Decode {
+    /// Forward passes only, with places for keys and values of so many tokens (P), for texts to be gone on with.
+    Score {
         places: usize,
     },
     Train {
@@ -68,7 +68,7 @@ pub struct Decoder {
     /// By layer; one for all where nothing is kept.
     saved: Vec<Saved>,
     final_rstd: Tensor,
-    /// By layer, of a model laid out for decoding.
+    /// By layer, of a model laid out for scoring.
     caches: Vec<Cache>,
     work: Workspace,
     gradients: Option<GradientWorkspace>,
@@ -267,13 +267,13 @@ impl Decoder {
             .collect();
         let final_rstd = keep(Kind::Exact, "activations.rstd".into(), &[n]);
         let caches = match layout.purpose {
-            Purpose::Decode { places } => (0..c.layers)
+            Purpose::Score { places } => (0..c.layers)
                 .map(|l| Cache {
                     k: keep(Kind::Activation, format!("cache.{l}.k"), &[places, c.kv_heads, c.head_dim]),
                     v: keep(Kind::Activation, format!("cache.{l}.v"), &[places, c.kv_heads, c.head_dim]),
                 })
                 .collect(),
-            Purpose::Score | Purpose::Train { .. } => Vec::new(),
+            Purpose::Train { .. } => Vec::new(),
         };
 
         let losses = table.add(Group::Workspace, Kind::Exact, "losses", &[n.next_multiple_of(r)]);
@@ -340,12 +340,22 @@ impl Decoder {
 
     /// The loss at each of the batch's rows.
     pub fn score(&self, ops: &mut impl Ops, batch: &Batch) -> Vec<f32> {
+        self.losses(ops, batch);
+        let losses = ops.losses(self.work.losses, batch.rows.len());
+        ops.arrived(losses)
+    }
+
+    /// How likely the model finds what each of the batch's segments has to predict.
+    pub fn likelihoods(&self, ops: &mut impl Ops, batch: &Batch) -> Vec<Likelihood> {
+        self.losses(ops, batch);
+        ops.likelihoods(self.work.losses)
+    }
+
+    fn losses(&self, ops: &mut impl Ops, batch: &Batch) {
         self.forward(ops, batch);
         self.each_chunk(ops, batch, |ops, first, count| {
             ops.cross_entropy(self.work.losses, self.work.logits, first, count, false);
         });
-        let losses = ops.losses(self.work.losses, batch.rows.len());
-        ops.arrived(losses)
     }
 
     /// The most likely token after each of the batch's rows.
@@ -498,14 +508,13 @@ impl Decoder {
         }
         ops.rope(saved.q, Turn::Forward);
         ops.rope(saved.k, Turn::Forward);
-        match ops.cached() {
-            Some(cached) if !batch.past.is_empty() => {
-                cached.attention(saved.o, saved.lse, saved.q, saved.k, saved.v, self.caches[l]);
-                if batch.keep {
-                    cached.keep(self.caches[l], saved.k, saved.v);
-                }
-            }
-            _ => ops.attention(saved.o, saved.lse, saved.q, saved.k, saved.v),
+        if batch.past.is_empty() {
+            ops.attention(saved.o, saved.lse, saved.q, saved.k, saved.v);
+        } else {
+            ops.attention_cached(saved.o, saved.lse, saved.q, saved.k, saved.v, self.caches[l]);
+        }
+        if batch.keep {
+            ops.keep(self.caches[l], saved.k, saved.v);
         }
         forward(ops, work.delta, saved.o, layer.o, n);
         ops.residual_rmsnorm(work.normed, saved.rstd2, saved.m, self.stream(l), work.delta, layer.norm2.w, eps);

@@ -25,6 +25,8 @@
 //! run: sums have a fixed order. `+=` marks outputs that are added to; all others are overwritten, whatever they
 //! hold (NaN included).
 
+use std::ops::Range;
+
 use super::arena::{Table, Tensor};
 use super::ranks::Ranks;
 use crate::diag::Result;
@@ -53,7 +55,7 @@ pub const NO_TARGET: u32 = u32::MAX;
 /// The beginning of a text, whose keys and values were kept by earlier passes: a segment goes on behind it. Its tokens
 /// attend to the past as well, and their positions count from the text's first token. Several segments may go on from
 /// one past, and do not see each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Past {
     /// Where the text begins among what is kept, below P.
     pub place: u32,
@@ -91,12 +93,21 @@ impl Batch {
         batch
     }
 
+    /// By segment, which of `rows` are its own.
+    pub fn rows_of_segments(&self) -> impl Iterator<Item = Range<usize>> {
+        let ends = self.segments.iter().scan(0, |end, length| {
+            *end += length;
+            Some(self.rows.partition_point(|row| row < end))
+        });
+        ends.scan(0, |first, end| Some(std::mem::replace(first, end)..end))
+    }
+
     /// Adds the rest of a text, behind what is kept of it; its last tokens predict `targets`.
-    pub fn go_on(&mut self, past: Option<Past>, text: &[u32], targets: &[u32]) {
-        let rest = &text[past.map_or(0, |past| past.length as usize)..];
+    pub fn go_on(&mut self, past: Past, text: &[u32], targets: &[u32]) {
+        let rest = &text[past.length as usize..];
         self.ids.extend_from_slice(rest);
         self.segments.push(rest.len() as u32);
-        self.past.extend(past);
+        self.past.push(past);
         let end = self.ids.len();
         self.rows.extend((end - targets.len()..end).map(|row| row as u32));
         self.targets.extend_from_slice(targets);
@@ -138,6 +149,14 @@ pub struct Norm {
     pub value: f64,
     /// False if any gradient is NaN or infinite: the step then changes nothing.
     pub finite: bool,
+}
+
+/// Logarithm of how likely a model finds some tokens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Likelihood {
+    pub in_all: f32,
+    /// Mean over the tokens.
+    pub per_token: f32,
 }
 
 /// Second moments that Adafactor keeps for a tensor.
@@ -220,8 +239,7 @@ pub trait Ops: Sized {
     fn zero(&mut self, tensor: Tensor);
 
     /// Makes `batch` the one that all operations are about; ids are below V, segments with their past not longer than
-    /// the rotations. `weight` is what the gradients of its losses are multiplied by. A batch with a past is given only to
-    /// a backend that has [`Ops::cached`].
+    /// the rotations. `weight` is what the gradients of its losses are multiplied by.
     fn load(&mut self, batch: &Batch, weight: f32);
 
     /// Does `operations`, which are those of `work`. A backend with a queue may record them, and from then on repeat what
@@ -281,11 +299,15 @@ pub trait Ops: Sized {
     /// `dq = dS k / sqrt(D)`, `dk = dSᵀ q / sqrt(D)`, `dv = Pᵀ do`; dk and dv are sums over the heads of a group
     fn attention_backward(&mut self, gradients: AttentionGradients, saved: AttentionSaved);
 
-    /// The operations with which texts are gone on with from keys and values that were kept. A backend without them
-    /// gets whole texts instead, which gives the same answers with more work.
-    fn cached(&mut self) -> Option<&mut dyn Cached> {
-        None
-    }
+    // Attention with a cache, of batches with a [`Past`]. Token i of segment s has p = `past[s].place` and
+    // n = `past[s].length`
+
+    /// [`Ops::attention`] over the past and then the segment itself: i sees rows p to p + n of the cache, and of k and v
+    /// the segment's tokens up to i · o, q (N, H, D), k, v (N, K, D), cache (P, K, D) each, lse (N, H)
+    fn attention_cached(&mut self, o: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, cache: Cache);
+
+    /// `cache[p + n + i] = k[i]`, and v likewise
+    fn keep(&mut self, cache: Cache, k: Tensor, v: Tensor);
 
     // SwiGLU (Shazeer 2020)
 
@@ -312,12 +334,15 @@ pub trait Ops: Sized {
     /// Losses on their way from the backend to whoever asked for them.
     type Losses;
 
-    /// The losses of the batch's `rows`, without waiting for them. A log-likelihood of a text is minus the sum over its
-    /// tokens.
+    /// The losses of the batch's `rows`, without waiting for them.
     fn losses(&mut self, losses: Tensor, count: usize) -> Self::Losses;
 
     /// Waits for losses.
     fn arrived(&mut self, losses: Self::Losses) -> Vec<f32>;
+
+    /// Of each segment with rows `R_s`: `-Σ_r losses[r]` over them, in ascending r and in f64, and the same by their number;
+    /// the log-likelihood of what it predicts · losses (N)
+    fn likelihoods(&mut self, losses: Tensor) -> Vec<Likelihood>;
 
     /// The most likely token of each row, the lowest id of several · logits (R, V)
     fn argmax(&mut self, logits: Tensor, count: usize) -> Vec<u32>;
@@ -362,17 +387,6 @@ pub trait Ops: Sized {
 
     /// Waits for a norm.
     fn norm_arrived(&mut self, norm: Self::Norm) -> Norm;
-}
-
-/// Attention with a cache, of batches with a [`Past`]. Token i of segment s has p = `past[s].place` and
-/// n = `past[s].length`.
-pub trait Cached {
-    /// [`Ops::attention`] over the past and then the segment itself: i sees rows p to p + n of the cache, and of k and v
-    /// the segment's tokens up to i · o, q (N, H, D), k, v (N, K, D), cache (P, K, D) each, lse (N, H)
-    fn attention(&mut self, o: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, cache: Cache);
-
-    /// `cache[p + n + i] = k[i]`, and v likewise
-    fn keep(&mut self, cache: Cache, k: Tensor, v: Tensor);
 }
 
 /// Keys, rotated, and values of a layer that are kept between batches.

@@ -170,7 +170,6 @@ inline float __uint_as_float(unsigned u) {
 }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline float __fdividef(float a, float b) { return a / b; }
-inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)(((uint64_t)a * b) >> 32); }
 template <class T>
 inline T min(T a, T b) {
   return b < a ? b : a;

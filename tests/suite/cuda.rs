@@ -1,5 +1,7 @@
 //! The backend for GPUs over the simulator: whole models through the launches that run on a GPU, against the CPU.
 
+mod evaluation;
+
 use std::ffi::c_void;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -212,6 +214,7 @@ fn config(parts: &str) -> Config {
     Config::parse(&text).unwrap()
 }
 
+const SCORE: Purpose = Purpose::Score { places: 0 };
 const TRAIN: Purpose = Purpose::Train { recompute: false };
 
 fn lay_out(parts: &str, purpose: Purpose) -> (Decoder, Table) {
@@ -302,7 +305,7 @@ fn steps(decoder: &Decoder, ops: &mut impl Ops, count: u32) -> Vec<f64> {
 #[test]
 fn logits_are_those_of_the_cpu() {
     for (name, parts) in MODELS {
-        for purpose in [Purpose::Score, TRAIN] {
+        for purpose in [SCORE, TRAIN] {
             let Some((decoder, mut cuda)) = simulated(parts, purpose, 0) else { return };
             let (_, mut cpu) = on_cpu(parts, purpose);
             let (found, expected) = (decoder.logits(&mut cuda, &batch()), decoder.logits(&mut cpu, &batch()));
@@ -508,12 +511,13 @@ fn the_check_of_a_gpu_passes_on_the_simulator() {
 #[test]
 fn the_benchmark_of_a_gpu_runs_on_the_simulator() {
     let Some(device) = Simulated::get(0) else { return };
-    let scale = bench::Scale { copied: 4096, product: 64, kernels: check::ODD, tokens: 40, seconds: 0.0 };
+    let scale =
+        bench::Scale { copied: 4096, product: 64, kernels: check::ODD, tokens: 40, texts: 3, past: 20, seconds: 0.0 };
     let (ceilings, device) = bench::ceilings(device, &scale).unwrap();
     let mut timed = Vec::new();
     let device = bench::kernels(device, &scale, ceilings, |t| timed.push(t.clone())).unwrap();
     let device = bench::products(device, &scale, |t| timed.push(t.clone())).unwrap();
-    assert_eq!(timed.len(), 24);
+    assert_eq!(timed.len(), 25);
     for t in &timed {
         assert!(t.seconds > 0.0 && t.floor_seconds > 0.0, "{t:?}");
     }
@@ -522,6 +526,8 @@ fn the_benchmark_of_a_gpu_runs_on_the_simulator() {
     let tiny = serde_json::from_str(tiny).unwrap();
     let (speed, _) = bench::model(device, &scale, ceilings, "tiny", &tiny).unwrap();
     assert!(speed.tokens_per_second > 0.0 && speed.mfu > 0.0 && speed.tokens_per_step == 40, "{speed:?}");
+    let answers = &speed.answers;
+    assert!(answers.tokens_per_second > 0.0 && answers.share > 0.0 && answers.texts == 3, "{answers:?}");
     for name in bench::MODELS {
         Config::parse(&bench::preset(name).unwrap().to_string()).unwrap();
     }
@@ -553,7 +559,7 @@ fn a_plan_counts_what_is_taken() {
     assert_eq!(planned.get(scratch.products).bytes(Precision::Bf16), 32 << 20);
 
     // What is only scored lies there once, in bf16.
-    let (scored, _) = layout::plan(lay_out(MODELS[0].1, Purpose::Score).1);
+    let (scored, _) = layout::plan(lay_out(MODELS[0].1, SCORE).1);
     assert_eq!(scored.bytes(Group::Weights), 2 * parameters);
 }
 
@@ -712,7 +718,7 @@ fn the_program_trains_through_the_driver() {
     // Kernels are compiled once, and compiled again where what is kept of them is damaged.
     let cache = scratch.join("cache/flanc");
     let kept = walk(&cache);
-    assert_eq!(kept.len(), 12, "{kept:?}");
+    assert_eq!(kept.len(), 13, "{kept:?}");
     let bytes = fs::read(cache.join(&kept[0])).unwrap();
     fs::write(cache.join(&kept[0]), &bytes[..bytes.len() - 1]).unwrap();
 

@@ -9,6 +9,7 @@
 
 mod adafactor;
 mod attention;
+mod cached;
 mod elementwise;
 mod gemm;
 mod loss;
@@ -140,17 +141,18 @@ struct Run<'s> {
 }
 
 impl Run<'_> {
-    fn launch(
+    /// Over a grid of up to three dimensions.
+    fn launch<const R: usize>(
         &self,
         kernel: &str,
-        grid: [usize; 2],
+        grid: [usize; R],
         block: usize,
         shared_bytes: usize,
         arguments: &[Argument],
     ) -> Outcome {
         let mut values: Vec<u64> = arguments.iter().map(|a| a.0).collect();
         let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
-        let (grid, block) = ([grid[0] as u32, grid[1] as u32, 1], [block as u32, 1, 1]);
+        let (grid, block) = ([0, 1, 2].map(|i| *grid.get(i).unwrap_or(&1) as u32), [block as u32, 1, 1]);
         // SAFETY: each test lists the arguments of its kernel. A kernel that is wrong can do anything, which is what
         // margins around the buffers are to find.
         unsafe { self.simulator.launch(kernel, grid, block, shared_bytes, &mut pointers, self.seed) }

@@ -71,6 +71,7 @@ impl Golden {
     }
 }
 
+const SCORE: Purpose = Purpose::Score { places: 0 };
 const TRAIN: Purpose = Purpose::Train { recompute: false };
 
 /// A model laid out for batches of up to 64 tokens, with logits for 7 of them at a time.
@@ -103,7 +104,7 @@ fn mean(losses: &[f32]) -> f64 {
 #[test]
 fn logits_are_those_of_transformers() {
     for name in CASES {
-        for purpose in [Purpose::Score, TRAIN] {
+        for purpose in [SCORE, TRAIN] {
             let (golden, (decoder, mut cpu)) = (Golden::read(name), open(&fixture(name), purpose).unwrap());
             let logits = decoder.logits(&mut cpu, &golden.whole());
             let (expected, width) = (golden.floats("logits"), decoder.config.vocabulary);
@@ -246,11 +247,11 @@ fn any_number_of_threads_gives_the_same_bytes() {
 fn what_is_saved_is_what_is_loaded() {
     let scratch = Scratch::new();
     for name in CASES {
-        let (decoder, cpu) = open(&fixture(name), Purpose::Score).unwrap();
+        let (decoder, cpu) = open(&fixture(name), SCORE).unwrap();
         for dtype in [Dtype::F32, Dtype::Bf16] {
             let directory = scratch.join(format!("{name}-{dtype:?}"));
             weights::save(&directory, &decoder, &cpu, dtype).unwrap();
-            let (_, again) = open(&directory, Purpose::Score).unwrap();
+            let (_, again) = open(&directory, SCORE).unwrap();
             for parameter in &decoder.parameters {
                 let (before, after) = (cpu.read(parameter.weight), again.read(parameter.weight));
                 match dtype {
@@ -277,9 +278,9 @@ fn transformers_loads_what_is_saved() {
         [("llama", Dtype::F32), ("llama3-tied", Dtype::F32), ("qwen2", Dtype::F32), ("qwen2-untied", Dtype::Bf16)]
     {
         let (golden, directory) = (Golden::read(name), scratch.join(name));
-        let (decoder, cpu) = open(&fixture(name), Purpose::Score).unwrap();
+        let (decoder, cpu) = open(&fixture(name), SCORE).unwrap();
         weights::save(&directory, &decoder, &cpu, dtype).unwrap();
-        let (decoder, mut cpu) = open(&directory, Purpose::Score).unwrap();
+        let (decoder, mut cpu) = open(&directory, SCORE).unwrap();
         let logits = decoder.logits(&mut cpu, &golden.whole());
         let segments: Vec<Vec<u32>> = golden.segments().into_iter().map(|(ids, _)| ids).collect();
         let expected = serde_json::json!({ "logits": logits, "segments": segments, "tolerance": 1e-4 });
@@ -298,7 +299,7 @@ fn refusal(change: impl Fn(&Path)) -> String {
     let scratch = Scratch::new();
     super::compile::copy_tree(&fixture("qwen2"), &scratch);
     change(&scratch);
-    match open(&scratch, Purpose::Score) {
+    match open(&scratch, SCORE) {
         Err(diagnostic) => diagnostic.to_string(),
         Ok(_) => panic!("refused"),
     }

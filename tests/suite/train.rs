@@ -367,7 +367,7 @@ fn with_a_bad_token() -> (Bench, Vec<Vec<u32>>, Vec<Vec<u32>>) {
     let mut bench = Bench::new();
     let config = r#"{"model_type": "llama", "vocab_size": 2048, "hidden_size": 32, "intermediate_size": 24,
         "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 128}"#;
-    let layout = Layout { tokens: 1, logit_rows: 1, purpose: Purpose::Score };
+    let layout = Layout { tokens: 1, logit_rows: 1, purpose: Purpose::Score { places: 0 } };
     let (decoder, table) = Decoder::lay_out(Config::parse(config).unwrap(), layout);
     let mut cpu = Cpu::allocate(table).unwrap();
     weights::init(Seed(17), &decoder, &mut cpu);

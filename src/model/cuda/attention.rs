@@ -20,19 +20,19 @@ pub struct Shape {
 
 impl Shape {
     /// Numbers of q, of k, and of what is one for each query.
-    fn numbers(self) -> [usize; 3] {
+    pub fn numbers(self) -> [usize; 3] {
         let Shape { tokens: n, heads: h, kv_heads: k, head_dim: d } = self;
         [n * h * d, n * k * d, n * h]
     }
 
     /// The last arguments of every kernel but delta's.
-    fn sizes(self) -> [Arg; 4] {
+    pub fn sizes(self) -> [Arg; 4] {
         let Shape { tokens: n, heads: h, kv_heads: k, head_dim: d } = self;
         [Arg::int(n), Arg::int(h), Arg::int(k), Arg::Float(1.0 / (d as f32).sqrt())]
     }
 
     /// Shared memory for so many rows, each padded by 16 bytes.
-    fn shared(self, rows: usize) -> usize {
+    pub fn shared(self, rows: usize) -> usize {
         rows * (self.head_dim + 8) * 2
     }
 

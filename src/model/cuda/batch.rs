@@ -1,13 +1,13 @@
 //! A batch as kernels read it: lists of numbers, copied to the device in one piece.
 //!
-//! They are 36 bytes a token at most. The host makes the lists of the next pass under the current one, and copies them under
+//! They are 44 bytes a token at most. The host makes the lists of the next pass under the current one, and copies them under
 //! it to another place of the device; between two passes there is only a copy from there, of a microsecond.
 //!
 //! Where a list lies depends on how many tokens and rows there are, and on nothing else: what is recorded for one batch is
 //! right for all of its shape. The numbers that still differ, how many distinct ids there are and the weight of the
 //! losses, stand before the lists.
 //!
-//! Attention asks for the first token and the end of each token's segment, RoPE for its place in it. The gradient of
+//! Attention asks for the first token and the end of each token's segment, RoPE for its position in the text. The gradient of
 //! the embedding is a sum over the places of each id; a stable sort gives every id its places in ascending order, so
 //! that a block can add them up without atomics.
 
@@ -20,8 +20,10 @@ pub struct Loaded {
     /// (N)
     pub tokens: usize,
     pub ids: Buffer,
-    /// Places within the segment (N).
+    /// Positions within the text, the past of the segment included (N).
     pub positions: Buffer,
+    /// Where what is kept of the text begins (N).
+    pub places: Buffer,
     /// First token of the segment, and the one after its last (N).
     pub segment_start: Buffer,
     pub segment_end: Buffer,
@@ -37,11 +39,19 @@ pub struct Loaded {
     /// Positions that predict something, and what (rows).
     pub rows: Buffer,
     pub targets: Buffer,
+    pub rows_count: usize,
+    /// The first of its rows, of each segment, and the end (segments + 1).
+    pub first_rows: Buffer,
+    pub segments: usize,
+    /// Whether a segment has a past.
+    pub goes_on: bool,
+    /// Tokens of the longest text, its past included.
+    pub longest: usize,
 }
 
 /// Numbers, of four bytes each, that are kept for a batch of at most so many tokens and rows.
 pub fn room(tokens: usize, rows: usize) -> usize {
-    HEAD + 7 * tokens + 1 + 2 * rows
+    HEAD + 9 * tokens + 2 + 2 * rows
 }
 
 /// Numbers before the lists.
@@ -54,9 +64,11 @@ pub fn lists(batch: &Batch, weight: f32, buffer: Buffer) -> (Vec<u8>, Loaded) {
         *end += length;
         Some((*end - length, *end))
     });
-    let (mut positions, mut starts, mut ends) = (Vec::new(), Vec::new(), Vec::new());
-    for (start, end) in segments {
-        positions.extend(0..end - start);
+    let (mut positions, mut places, mut starts, mut ends) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (number, (start, end)) in segments.enumerate() {
+        let past = batch.past.get(number).copied().unwrap_or_default();
+        positions.extend(past.length..past.length + end - start);
+        places.extend((start..end).map(|_| past.place));
         starts.extend((start..end).map(|_| start));
         ends.extend((start..end).map(|_| end));
     }
@@ -71,6 +83,8 @@ pub fn lists(batch: &Batch, weight: f32, buffer: Buffer) -> (Vec<u8>, Loaded) {
         }
     }
     first.push(tokens as u32);
+    let mut first_rows: Vec<u32> = batch.rows_of_segments().map(|rows| rows.start as u32).collect();
+    first_rows.push(batch.rows.len() as u32);
 
     let count = distinct.len() as u32;
     distinct.resize(tokens, 0);
@@ -88,6 +102,7 @@ pub fn lists(batch: &Batch, weight: f32, buffer: Buffer) -> (Vec<u8>, Loaded) {
         distinct_count: list(&[count]),
         ids: list(&batch.ids),
         positions: list(&positions),
+        places: list(&places),
         segment_start: list(&starts),
         segment_end: list(&ends),
         distinct: list(&distinct),
@@ -95,6 +110,11 @@ pub fn lists(batch: &Batch, weight: f32, buffer: Buffer) -> (Vec<u8>, Loaded) {
         order: list(&order),
         rows: list(&batch.rows),
         targets: list(&batch.targets),
+        rows_count: batch.rows.len(),
+        first_rows: list(&first_rows),
+        segments: batch.segments.len(),
+        goes_on: batch.past.iter().any(|past| past.length > 0),
+        longest: positions.iter().max().map_or(0, |&last| last as usize + 1),
     };
     (bytes_of(&all, u32::to_le_bytes), loaded)
 }

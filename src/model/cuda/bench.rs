@@ -15,7 +15,7 @@ use crate::diag::Result;
 use crate::model::arena::{Group, Kind, Table, Tensor};
 use crate::model::config::Config;
 use crate::model::decoder::{Decoder, Layout, Purpose};
-use crate::model::ops::{AdafactorStep, Batch, Ops, Rate};
+use crate::model::ops::{AdafactorStep, Batch, Ops, Past, Rate};
 use crate::model::speed;
 use crate::seed::Seed;
 
@@ -43,7 +43,7 @@ impl Timed {
     }
 }
 
-/// A model's training steps.
+/// A model's training steps, and how fast its answers grow.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Speed {
     pub model: String,
@@ -58,6 +58,18 @@ pub struct Speed {
     pub tokens_per_second: f64,
     /// Of the product's ceiling.
     pub mfu: f64,
+    pub answers: Answers,
+}
+
+/// Greedy generation: a token a pass of each of many texts, behind what is kept of them.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Answers {
+    pub texts: usize,
+    /// Tokens of each text that are kept.
+    pub past: usize,
+    pub tokens_per_second: f64,
+    /// Of the copy's ceiling, by which weights and what is kept are read once a pass.
+    pub share: f64,
 }
 
 /// How large everything is. The tests have a small one, to run what otherwise runs on a GPU only.
@@ -70,6 +82,9 @@ pub struct Scale {
     pub kernels: Shape,
     /// Tokens of a training step.
     pub tokens: usize,
+    /// Texts that answers are generated for at a time, and tokens that are kept of each.
+    pub texts: usize,
+    pub past: usize,
     /// Seconds that a measurement takes about.
     pub seconds: f64,
 }
@@ -88,6 +103,8 @@ pub const FULL: Scale = Scale {
         vocabulary: 32_000,
     },
     tokens: 8192,
+    texts: 64,
+    past: 512,
     seconds: 0.2,
 };
 
@@ -156,7 +173,7 @@ pub fn ceilings<D: Device>(device: D, scale: &Scale) -> Result<(Ceilings, D)> {
 
 /// Operations whose kernels are timed; the rest is too small to matter. Of the last but one, and of the likeliest token,
 /// the time includes bringing the result to the host.
-const TIMED: [Operation; 21] = [
+const TIMED: [Operation; 22] = [
     check::Embed,
     check::EmbedBackward,
     check::Rmsnorm,
@@ -170,6 +187,7 @@ const TIMED: [Operation; 21] = [
     check::RopeForward,
     check::Attention,
     check::AttentionBackward,
+    check::AttentionCached,
     check::Swiglu,
     check::SwigluBackward,
     check::Gather,
@@ -182,7 +200,8 @@ const TIMED: [Operation; 21] = [
 
 /// Bytes that an operation has to move and operations that it has to do, at least.
 fn work(shape: &Shape, operation: Operation, batch: &Batch) -> (f64, f64) {
-    let Shape { tokens, width, inner, heads, kv_heads, head_dim, vocabulary } = *shape;
+    let Shape { width, inner, heads, kv_heads, head_dim, vocabulary, .. } = *shape;
+    let tokens = batch.tokens();
     let [n, c, f, v] = [tokens, width, inner, vocabulary].map(|size| size as f64);
     let [q, kv] = [heads, kv_heads].map(|heads| (tokens * heads * head_dim) as f64);
     let (rows, visible) = (batch.rows.len() as f64, visible(batch) * (heads * head_dim) as f64);
@@ -201,11 +220,17 @@ fn work(shape: &Shape, operation: Operation, batch: &Batch) -> (f64, f64) {
         check::LinearBackwardWeight => (products.0 + 6.0 * f * c, products.1), // it adds, in f32
         check::Attention => (4.0 * (q + kv), 4.0 * visible),
         check::AttentionBackward => (8.0 * q + 8.0 * kv, 10.0 * visible),
+        check::AttentionCached => {
+            let kept: f64 = batch.past.iter().map(|past| f64::from(past.length)).sum();
+            (4.0 * (q + kv) + 4.0 * kept * (kv_heads * head_dim) as f64, 4.0 * visible)
+        }
+        check::Keep => (8.0 * kv, 0.0),
         check::Swiglu => (6.0 * n * f, 0.0),
         check::SwigluBackward => (10.0 * n * f, 0.0),
         check::Gather | check::Scatter => (4.0 * rows * c, 0.0),
         check::CrossEntropy => (4.0 * rows * v, 0.0),
         check::Argmax => (2.0 * rows * v, 0.0),
+        check::Likelihoods => (4.0 * rows, 0.0),
         check::Norm => (4.0 * f * c, 0.0),
         check::AdafactorMatrix => (26.0 * f * c, 0.0),
         check::AdafactorVector => (26.0 * c, 0.0),
@@ -214,14 +239,18 @@ fn work(shape: &Shape, operation: Operation, batch: &Batch) -> (f64, f64) {
 
 /// Pairs of a token and one that it sees.
 fn visible(batch: &Batch) -> f64 {
-    batch.segments.iter().map(|&length| f64::from(length) * (f64::from(length) + 1.0) / 2.0).sum()
+    let of_segment = |(number, &length): (usize, &u32)| {
+        let past = batch.past.get(number).map_or(0, |past| past.length);
+        f64::from(length) * (f64::from(past) + (f64::from(length) + 1.0) / 2.0)
+    };
+    batch.segments.iter().enumerate().map(of_segment).sum()
 }
 
 /// Times every kernel; `report` is told of each.
 pub fn kernels<D: Device>(device: D, scale: &Scale, ceilings: Ceilings, mut report: impl FnMut(&Timed)) -> Result<D> {
     let (mut device, shape) = (device, scale.kernels);
-    let batch = check::batch(shape.tokens, shape.vocabulary);
     for operation in TIMED {
+        let batch = check::batch_for(operation, shape.tokens, shape.vocabulary);
         let case = check::case(shape, operation);
         let mut cuda = Cuda::over(device, case.table.clone())?;
         fill(&mut cuda, &case.tensors);
@@ -290,7 +319,7 @@ pub fn flan_like(tokens: usize, vocabulary: usize) -> Batch {
     batch
 }
 
-/// Trains a model of random weights for some steps.
+/// Trains a model of random weights for some steps, and has it answer.
 pub fn model<D: Device>(
     device: D,
     scale: &Scale,
@@ -305,11 +334,7 @@ pub fn model<D: Device>(
     let (decoder, table) = Decoder::lay_out(config, layout);
     let mut cuda = Cuda::over(device, table)?;
     cuda.set_rotations(&decoder.config.rotation_frequencies(), scale.tokens);
-    let block: Vec<f32> = check::drawn(0, 1 << 18, false).iter().map(|v| v * 0.03).collect();
-    for parameter in &decoder.parameters {
-        let norm = parameter.name.ends_with("norm.weight");
-        tile(&mut cuda, parameter.weight, if norm { &[1.0] } else { &block });
-    }
+    fill_weights(&mut cuda, &decoder);
     let step = AdafactorStep {
         rate: Rate::Fixed(3e-5),
         decay_rate: -0.8,
@@ -331,17 +356,55 @@ pub fn model<D: Device>(
             cuda.norm_arrived(norm);
         }
     });
+    let (bytes, parameters) = (cuda.table.total_bytes(), decoder.parameter_count(&cuda.table));
+    let mfu = speed::training_flops(&decoder.config, &batch) / step_seconds / ceilings.product;
+    let (answers, device) = answers(cuda.device, scale, ceilings, decoder.config)?;
     let speed = Speed {
         model: name.to_owned(),
         config: said,
-        parameters: decoder.parameter_count(&cuda.table),
-        bytes: cuda.table.total_bytes(),
+        parameters,
+        bytes,
         tokens_per_step: batch.tokens(),
         targets: batch.targets.len(),
         segments: batch.segments.clone(),
         step_seconds,
         tokens_per_second: batch.tokens() as f64 / step_seconds,
-        mfu: speed::training_flops(&decoder.config, &batch) / step_seconds / ceilings.product,
+        mfu,
+        answers,
     };
-    Ok((speed, cuda.device))
+    Ok((speed, device))
+}
+
+fn fill_weights<D: Device>(cuda: &mut Cuda<D>, decoder: &Decoder) {
+    let block: Vec<f32> = check::drawn(0, 1 << 18, false).iter().map(|v| v * 0.03).collect();
+    for parameter in &decoder.parameters {
+        let norm = parameter.name.ends_with("norm.weight");
+        tile(cuda, parameter.weight, if norm { &[1.0] } else { &block });
+    }
+}
+
+/// Times the pass by which every answer grows by a token. What is kept is zero: its bytes take as long to read as any.
+fn answers<D: Device>(device: D, scale: &Scale, ceilings: Ceilings, config: Config) -> Result<(Answers, D)> {
+    let Scale { texts, past, .. } = *scale;
+    let places = texts * (past + 1);
+    let layout = Layout { tokens: texts.max(past + 1), logit_rows: texts, purpose: Purpose::Score { places } };
+    let (decoder, table) = Decoder::lay_out(config, layout);
+    let mut cuda = Cuda::over(device, table)?;
+    cuda.set_rotations(&decoder.config.rotation_frequencies(), past + 1);
+    fill_weights(&mut cuda, &decoder);
+    let (text, mut batch) = (vec![1; past + 1], Batch { keep: true, ..Batch::default() });
+    for number in 0..texts {
+        let past = Past { place: (number * (past + 1)) as u32, length: past as u32 };
+        batch.go_on(past, &text, &[0]);
+    }
+    let seconds = time(&mut cuda, 10.0 * scale.seconds, |cuda| {
+        decoder.most_likely(cuda, &batch);
+    });
+    let config = &decoder.config;
+    let kept = places * config.layers * 2 * config.kv_heads * config.head_dim;
+    // An embedding that is not the head as well is hardly read.
+    let embedding = if config.tied { 0 } else { config.vocabulary * config.hidden };
+    let bytes = 2.0 * (decoder.parameter_count(&cuda.table) - embedding + kept) as f64;
+    let share = bytes / ceilings.copy / seconds;
+    Ok((Answers { texts, past, tokens_per_second: texts as f64 / seconds, share }, cuda.device))
 }

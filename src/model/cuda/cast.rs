@@ -1,4 +1,4 @@
-//! Between f32 and bf16.
+//! From f32 to bf16.
 
 use super::device::{Arg, Buffer, Device, Launch};
 

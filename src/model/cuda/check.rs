@@ -14,7 +14,9 @@ use crate::model::arena::{Bounds, Group, Kind, Table, Tensor};
 use crate::model::config::Config;
 use crate::model::cpu::Cpu;
 use crate::model::decoder::{Decoder, Layout, Purpose};
-use crate::model::ops::{AdafactorStep, AttentionGradients, AttentionSaved, Batch, Moments, Ops, Rate, Turn};
+use crate::model::ops::{
+    AdafactorStep, AttentionGradients, AttentionSaved, Batch, Cache, Moments, Ops, Past, Rate, Turn,
+};
 use crate::model::weights;
 use crate::seed::Seed;
 
@@ -50,12 +52,15 @@ pub(super) enum Operation {
     RopeBack,
     Attention,
     AttentionBackward,
+    AttentionCached,
+    Keep,
     Swiglu,
     SwigluBackward,
     Gather,
     Scatter,
     CrossEntropy,
     Argmax,
+    Likelihoods,
     Norm,
     AdafactorMatrix,
     AdafactorVector,
@@ -64,7 +69,7 @@ pub(super) enum Operation {
 pub(super) use Operation::*;
 
 /// With the most that an output may differ by.
-const OPERATIONS: [(Operation, f64); 23] = [
+const OPERATIONS: [(Operation, f64); 26] = [
     (Embed, 0.0),
     (EmbedBackward, 1e-5),
     (Rmsnorm, 4e-3),
@@ -79,12 +84,15 @@ const OPERATIONS: [(Operation, f64); 23] = [
     (RopeBack, 4e-3),
     (Attention, 6e-3),
     (AttentionBackward, 1e-2),
+    (AttentionCached, 6e-3),
+    (Keep, 0.0),
     (Swiglu, 4e-3),
     (SwigluBackward, 4e-3),
     (Gather, 0.0),
     (Scatter, 0.0),
     (CrossEntropy, 4e-3),
     (Argmax, 0.0),
+    (Likelihoods, 1e-6),
     (Norm, 1e-5),
     (AdafactorMatrix, 1e-5),
     (AdafactorVector, 1e-5),
@@ -136,7 +144,12 @@ pub(super) fn told(shape: &Shape, operation: Operation) -> String {
         Rmsnorm | ResidualRmsnorm | RmsnormBackward | Gather | Scatter => format!("N {n} C {c}"),
         HeadRmsnorm | HeadRmsnormBackward | RopeForward | RopeBack => format!("N {n} H {h} D {d}"),
         Attention | AttentionBackward => format!("N {n} H {h} K {k} D {d}"),
+        AttentionCached | Keep => {
+            let batch = going_on(*n, *v);
+            format!("N {} H {h} K {k} D {d} P {}", batch.tokens(), places(&batch))
+        }
         Linear | LinearBackwardInput | LinearBackwardWeight => format!("N {n} I {c} O {f}"),
+        Likelihoods => format!("N {n}"),
         Swiglu | SwigluBackward => format!("N {n} F {f}"),
         Norm | AdafactorMatrix => format!("O {f} I {c}"),
         AdafactorVector => format!("C {c}"),
@@ -157,6 +170,37 @@ pub fn batch(tokens: usize, vocabulary: usize) -> Batch {
         left -= length;
     }
     batch
+}
+
+/// As when answers grow: of up to 256 tokens, most are alone behind a past, some with another, and pasts have up to 300
+/// tokens.
+pub fn going_on(tokens: usize, vocabulary: usize) -> Batch {
+    let draw = |name: &str, i: usize| Seed(6).stream(&["gpu check", name]).draw(i as u64) as usize;
+    let mut batch = Batch { keep: true, ..Batch::default() };
+    let (mut place, tokens) = (0, tokens.min(256));
+    while batch.tokens() < tokens {
+        let number = batch.segments.len();
+        let length = if number % 4 == 3 { 2.min(tokens - batch.tokens()) } else { 1 };
+        let past = Past { place, length: (draw("past", number) % 301) as u32 };
+        place += past.length + length as u32;
+        let text: Vec<u32> = (0..past.length as usize + length).map(|i| (draw("id", i) % vocabulary) as u32).collect();
+        batch.go_on(past, &text, &[]);
+    }
+    batch
+}
+
+/// Places that a batch asks for.
+pub fn places(batch: &Batch) -> usize {
+    let ends = batch.past.iter().zip(&batch.segments).map(|(past, length)| past.place + past.length + length);
+    ends.max().unwrap_or(0) as usize
+}
+
+/// The batch that an operation is tried on.
+pub(super) fn batch_for(operation: Operation, tokens: usize, vocabulary: usize) -> Batch {
+    match operation {
+        AttentionCached | Keep => going_on(tokens, vocabulary),
+        _ => batch(tokens, vocabulary),
+    }
 }
 
 /// Tensors of an operation, and which of them it writes.
@@ -255,6 +299,18 @@ pub(super) fn case(shape: Shape, operation: Operation) -> Case {
             ],
             vec![6, 7, 8],
         ),
+        AttentionCached => {
+            let batch = going_on(n, v);
+            let (q, kv) = ((activation, vec![batch.tokens(), h, d]), (activation, vec![batch.tokens(), k, d]));
+            let cache = (activation, vec![places(&batch), k, d]);
+            let lse = (exact, vec![batch.tokens(), h]);
+            (vec![q.clone(), lse, q, kv.clone(), kv, cache.clone(), cache], vec![0])
+        }
+        Keep => {
+            let batch = going_on(n, v);
+            let (cache, kv) = ((activation, vec![places(&batch), k, d]), (activation, vec![batch.tokens(), k, d]));
+            (vec![cache.clone(), cache, kv.clone(), kv], vec![0, 1])
+        }
         Swiglu | SwigluBackward => {
             let inner = (activation, vec![n, f]);
             (vec![inner.clone(), inner.clone(), inner], if operation == Swiglu { vec![0] } else { vec![0, 1] })
@@ -262,6 +318,7 @@ pub(super) fn case(shape: Shape, operation: Operation) -> Case {
         Gather | Scatter => (vec![(activation, of_width.clone()), (activation, of_width)], vec![0]),
         CrossEntropy => (vec![(exact, vec![n]), (activation, vec![n, v])], vec![0, 1]),
         Argmax => (vec![(activation, vec![n, v])], vec![]),
+        Likelihoods => (vec![(exact, vec![n])], vec![]),
         Norm => (vec![(exact, vec![f, c]), (exact, vec![c]), (weight, vec![f, c]), (weight, vec![c])], vec![]),
         AdafactorMatrix => {
             (vec![(weight, vec![f, c]), (exact, vec![f, c]), (exact, vec![f]), (exact, vec![c])], vec![0, 2, 3])
@@ -294,7 +351,7 @@ fn apply<O: Ops>(ops: &mut O, shape: Shape, operation: Operation, case: &Case) -
         let numbers = drawn(i, ops.table().get(tensor).len(), moments && i >= 2);
         ops.write(tensor, &numbers);
     }
-    let batch = batch(shape.tokens, shape.vocabulary);
+    let batch = batch_for(operation, shape.tokens, shape.vocabulary);
     prepare(ops, shape, &batch, operation, case);
     if operation == AttentionBackward {
         run(ops, Attention, case, 0); // which gives it o and lse
@@ -356,12 +413,18 @@ pub(super) fn run(ops: &mut impl Ops, operation: Operation, case: &Case, count: 
             let saved = AttentionSaved { dout: t[5], o: t[0], lse: t[1], q: t[2], k: t[3], v: t[4] };
             ops.attention_backward(AttentionGradients { dq: t[6], dk: t[7], dv: t[8] }, saved);
         }
+        AttentionCached => ops.attention_cached(t[0], t[1], t[2], t[3], t[4], Cache { k: t[5], v: t[6] }),
+        Keep => ops.keep(Cache { k: t[0], v: t[1] }, t[2], t[3]),
         Swiglu => ops.swiglu(t[0], t[1], t[2]),
         SwigluBackward => ops.swiglu_backward(t[0], t[1], t[2]),
         Gather => ops.gather(t[0], t[1], 0, count),
         Scatter => ops.scatter(t[0], t[1], 0, count),
         CrossEntropy => ops.cross_entropy(t[0], t[1], 0, count, true),
         Argmax => return Some(ops.argmax(t[0], count).into_iter().map(|token| token as f32).collect()),
+        Likelihoods => {
+            let likelihoods = ops.likelihoods(t[0]);
+            return Some(likelihoods.iter().flat_map(|l| [l.in_all, l.per_token]).collect());
+        }
         Norm => {
             ops.set_step(&STEP);
             ops.begin_step(&t[..2]);

@@ -1,4 +1,4 @@
-// What stands at the end of the model: losses and their gradient, the likeliest token, scores of options. Logits come a
+// What stands at the end of the model: losses and their gradient, the likeliest token, how likely segments are. Logits come a
 // chunk of rows at a time; a row is read twice, the second time from L2 while the chunk fits there.
 #include "device.cuh"
 
@@ -126,13 +126,16 @@ extern "C" __global__ void __launch_bounds__(1024) argmax(u32* token, const bf16
 }
 EXPORT_KERNEL(argmax)
 
-// score[o] = minus the sum of loss[starts[o]..starts[o + 1]], in order: the log-likelihood of an option
-// grid ceil(options / 256)  block 256
-extern "C" __global__ void option_scores(float* score, const float* loss, const u32* starts, int options) {
-  int o = (int)first_item();
-  if (o >= options) return;
-  float sum = 0.f;
-  for (u32 i = starts[o]; i < starts[o + 1]; i++) sum += loss[i];
-  score[o] = -sum;
+// Of segment s, whose rows begin with first_row[s]: likelihood[0, s] = minus the sum of their losses, in order;
+// likelihood[1, s] = the same by their number, if there are any
+// grid ceil(segments / 256)  block 256
+extern "C" __global__ void segment_likelihoods(float* likelihood, const float* loss, const u32* first_row,
+                                               int segments) {
+  int s = (int)first_item();
+  if (s >= segments) return;
+  double sum = 0;
+  for (u32 r = first_row[s]; r < first_row[s + 1]; r++) sum += loss[r];
+  likelihood[s] = (float)-sum;
+  likelihood[segments + s] = (float)(-sum / max(first_row[s + 1] - first_row[s], 1u));
 }
-EXPORT_KERNEL(option_scores)
+EXPORT_KERNEL(segment_likelihoods)

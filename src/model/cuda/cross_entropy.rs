@@ -1,4 +1,5 @@
-//! The end of the model: losses and their gradient, the likeliest token. A block has a row of logits.
+//! The end of the model: losses and their gradient, the likeliest token, how likely segments are. A block has a row of
+//! logits.
 
 use super::device::{Arg, Buffer, Device, Launch};
 
@@ -19,6 +20,17 @@ pub fn cross_entropy(
         Arg::Int(i32::from(gradient)),
     ];
     device.launch(Launch::row("cross_entropy", rows, 1024), &arguments);
+}
+
+/// Log-likelihoods of segments: minus the sums of their rows' losses, and the means · likelihoods (2, segments), losses
+/// (rows)
+pub fn likelihoods(
+    device: &mut impl Device,
+    [likelihoods, losses, first_rows]: [Buffer; 3],
+    [rows, segments]: [usize; 2],
+) {
+    let arguments = [likelihoods.f32(2 * segments), losses.f32(rows), first_rows.u32(segments + 1), Arg::int(segments)];
+    device.launch(Launch::row("segment_likelihoods", segments.div_ceil(256), 256), &arguments);
 }
 
 /// The id of each row's greatest logit, the lowest of several · tokens (rows), logits (rows, V)

@@ -27,7 +27,9 @@ pub struct Scratch {
     pub squares: Tensor,
     /// The optimizer's [`adafactor::Scalars`], tokens that were found.
     pub scalars: Tensor,
-    /// For products.
+    /// Log-likelihoods of segments, in all and by token (2, N).
+    pub likelihoods: Tensor,
+    /// For products, and for parts of attention with a cache.
     pub products: Tensor,
 }
 
@@ -50,6 +52,7 @@ pub fn plan(table: Table) -> (Table, Scratch) {
         partial: add("partial sums", &[partial]),
         squares: add("squares", &[2 * squares]),
         scalars: add("scalars", &[adafactor::Scalars::BYTES / 4 + bounds.logit_rows]),
+        likelihoods: add("likelihoods", &[2, bounds.tokens]),
         products: add("products", &[PRODUCT_BYTES / 4]),
     };
     (table, scratch)

@@ -15,6 +15,7 @@ pub mod device;
 pub mod adafactor;
 pub mod attention;
 pub mod bias;
+pub mod cached;
 pub mod cast;
 pub mod cross_entropy;
 pub mod embedding;
@@ -56,7 +57,9 @@ use self::layout::{Place, Scratch};
 use self::rmsnorm::Rows;
 use self::rope::Rotations;
 use super::arena::{Kind, Table, Tensor};
-use super::ops::{AdafactorStep, AttentionGradients, AttentionSaved, Batch, Moments, Norm, Ops, Turn, Work};
+use super::ops::{
+    AdafactorStep, AttentionGradients, AttentionSaved, Batch, Cache, Likelihood, Moments, Norm, Ops, Turn, Work,
+};
 use super::ranks::Ranks;
 use crate::diag::{Diagnostic, Result};
 
@@ -292,6 +295,21 @@ impl<D: Device> Ops for Cuda<D> {
         attention::forward(&mut self.device, shape, results, qkv, &self.loaded);
     }
 
+    fn attention_cached(&mut self, o: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, cache: Cache) {
+        let (shape, places) = (self.attention_shape(q, k), self.table.get(cache.k).shape[0]);
+        let (results, qkv) = ([o, lse].map(|t| self.at(t)), [q, k, v].map(|t| self.at(t)));
+        let cache = ([cache.k, cache.v].map(|t| self.at(t)), places);
+        let work = self.own(self.scratch.products); // no product is under way
+        cached::forward(&mut self.device, shape, results, qkv, cache, work, &self.loaded);
+    }
+
+    fn keep(&mut self, cache: Cache, k: Tensor, v: Tensor) {
+        let shape = &self.table.get(cache.k).shape;
+        let (places, width) = (shape[0], shape[1] * shape[2]);
+        let (cache, fresh) = ([cache.k, cache.v].map(|t| self.at(t)), [k, v].map(|t| self.at(t)));
+        cached::keep(&mut self.device, (cache, places), fresh, &self.loaded, width);
+    }
+
     fn attention_backward(&mut self, gradients: AttentionGradients, saved: AttentionSaved) {
         let shape = self.attention_shape(saved.q, saved.k);
         let AttentionGradients { dq, dk, dv } = gradients;
@@ -340,6 +358,17 @@ impl<D: Device> Ops for Cuda<D> {
     fn arrived(&mut self, losses: D::Sent) -> Vec<f32> {
         let bytes = self.device.arrived(losses);
         bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    }
+
+    fn likelihoods(&mut self, losses: Tensor) -> Vec<Likelihood> {
+        let (likelihoods, losses) = (self.own(self.scratch.likelihoods), self.own(losses));
+        let Loaded { rows_count, segments, first_rows, .. } = self.loaded;
+        cross_entropy::likelihoods(&mut self.device, [likelihoods, losses, first_rows], [rows_count, segments]);
+        let mut bytes = vec![0; 8 * segments];
+        self.device.download(likelihoods, &mut bytes);
+        let numbers: Vec<f32> = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let (in_all, per_token) = numbers.split_at(segments);
+        in_all.iter().zip(per_token).map(|(&in_all, &per_token)| Likelihood { in_all, per_token }).collect()
     }
 
     fn argmax(&mut self, logits: Tensor, count: usize) -> Vec<u32> {

@@ -1,4 +1,4 @@
-//! The kernels as text, for NVRTC. Each file is compiled by itself; the one header of theirs is put in its place.
+//! The kernels as text, for NVRTC. Each file is compiled by itself; headers are put in their place.
 
 /// A file of kernels.
 #[derive(Clone, Debug)]
@@ -7,12 +7,15 @@ pub struct Source {
     pub text: String,
 }
 
-const HEADER: &str = include_str!("device.cuh");
+/// Each before what it includes.
+const HEADERS: [(&str, &str); 2] =
+    [("tiles.cuh", include_str!("tiles.cuh")), ("device.cuh", include_str!("device.cuh"))];
 
-const FILES: [(&str, &str); 12] = [
+const FILES: [(&str, &str); 13] = [
     ("adafactor.cu", include_str!("adafactor.cu")),
     ("attention.cu", include_str!("attention.cu")),
     ("bias.cu", include_str!("bias.cu")),
+    ("cached.cu", include_str!("cached.cu")),
     ("cast.cu", include_str!("cast.cu")),
     ("cross_entropy.cu", include_str!("cross_entropy.cu")),
     ("embedding.cu", include_str!("embedding.cu")),
@@ -26,7 +29,11 @@ const FILES: [(&str, &str); 12] = [
 
 /// All files, ready to be compiled.
 pub fn all() -> Vec<Source> {
-    let header = HEADER.replace("#pragma once", "");
-    let text = |text: &str| text.replace("#include \"device.cuh\"", &header);
-    FILES.iter().map(|(name, file)| Source { name, text: text(file) }).collect()
+    let whole = |text: &str| {
+        let put = |text: String, (name, header): &(&str, &str)| {
+            text.replace(&format!("#include \"{name}\""), &header.replace("#pragma once", ""))
+        };
+        HEADERS.iter().fold(text.to_owned(), put)
+    };
+    FILES.iter().map(|(name, file)| Source { name, text: whole(file) }).collect()
 }

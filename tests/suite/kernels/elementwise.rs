@@ -1,4 +1,4 @@
-//! RoPE, SwiGLU and casts: kernels that do the same to each number or pair.
+//! RoPE, SwiGLU and the cast: kernels that do the same to each number or pair.
 
 use half::bf16;
 
@@ -65,28 +65,13 @@ fn check_casts(simulator: &Simulator, n: usize) -> Outcome {
     let special = [f32::INFINITY, -f32::INFINITY, f32::MAX, 0.0, -0.0, 1e-40, f32::from_bits(0x3F80_8000)];
     values.iter_mut().zip(special).for_each(|(v, s)| *v = s);
     let input = Buffer::new(&values);
-    let (nearest, back, stochastic) = schedules(simulator, |run| {
-        let (mut out, mut back, mut drawn) =
-            (Buffer::<bf16>::unset(n), Buffer::<f32>::unset(n), Buffer::<bf16>::unset(n));
+    let nearest = schedules(simulator, |run| {
+        let mut out = Buffer::<bf16>::unset(n);
         run.launch("cast_nearest", [1, 1], 256, 0, arguments![&mut out, &input, n])?;
-        run.launch("to_float", [1, 1], 256, 0, arguments![&mut back, &out, n])?;
-        run.launch("cast_stochastic", [1, 1], 256, 0, arguments![&mut drawn, &input, 9usize, 24usize, n])?;
-        Ok((out.get()?, back.get()?, drawn.get()?))
+        out.get()
     })?;
     let expected: Vec<bf16> = values.iter().map(|&v| bf16::from_f32(v)).collect();
-    equal(&format!("cast_nearest ({n})"), &nearest, &expected)?;
-    let widened: Vec<f32> = expected.iter().map(|v| v.to_f32()).collect();
-    equal(&format!("to_float ({n})"), &back, &widened)?;
-    for (value, drawn) in values.iter().zip(stochastic) {
-        // One of the two neighbours: cut off, or the next one away from zero.
-        let cut = (value.to_bits() >> 16) as u16;
-        let exact = value.to_bits() & 0xFFFF == 0 || !value.is_finite();
-        let allowed = if exact { [cut, cut] } else { [cut, cut + 1] };
-        if !allowed.contains(&drawn.to_bits()) {
-            return Err(format!("cast_stochastic of {value} is {drawn}"));
-        }
-    }
-    Ok(())
+    equal(&format!("cast_nearest ({n})"), &nearest, &expected)
 }
 
 /// NaN with payloads that a carry of rounding would turn into something else.
@@ -94,10 +79,9 @@ fn check_not_a_number(simulator: &Simulator) -> Outcome {
     let values = [0x7FC0_0000, 0x7F80_0001, 0x7FFF_FFFF, 0xFFFF_FFFF, 0x7F80_FFFF].map(f32::from_bits);
     let input = Buffer::new(&[values.as_slice(), &values].concat());
     let bits = schedules(simulator, |run| {
-        let (mut nearest, mut drawn) = (Buffer::<bf16>::unset(10), Buffer::<bf16>::unset(10));
+        let mut nearest = Buffer::<bf16>::unset(10);
         run.launch("cast_nearest", [1, 1], 256, 0, arguments![&mut nearest, &input, 10usize])?;
-        run.launch("cast_stochastic", [1, 1], 256, 0, arguments![&mut drawn, &input, 1usize, 0usize, 10usize])?;
-        Ok([nearest.get()?, drawn.get()?].concat().iter().map(|v| v.to_bits()).collect::<Vec<u16>>())
+        Ok(nearest.get()?.iter().map(|v| v.to_bits()).collect::<Vec<u16>>())
     })?;
     match bits.iter().find(|&&b| !bf16::from_bits(b).is_nan()) {
         Some(b) => Err(format!("NaN became {b:#x}")),
@@ -130,67 +114,6 @@ fn any_length_and_grid() {
         }
         for n in [1, 7, 8, 64] {
             check_casts(simulator, n)?;
-        }
-        Ok(())
-    });
-}
-
-#[test]
-fn stochastic_rounding_is_unbiased() {
-    with_simulator(|simulator| {
-        // A number of each distance from the one below it, many times: the mean has to be the number.
-        let n = 40_000;
-        for sixteenths in [1u32, 4, 8, 15] {
-            let value = f32::from_bits(0x3F80_0000 | sixteenths << 12);
-            let (input, mut out) = (Buffer::new(&vec![value; n]), Buffer::<bf16>::unset(n));
-            let run = super::Run { simulator, seed: 0 };
-            run.launch("cast_stochastic", [4, 1], 256, 0, arguments![&mut out, &input, 3usize, 0usize, n])?;
-            let up = out.get()?.iter().filter(|v| v.to_f32() > 1.0).count() as f64 / n as f64;
-            let chance = f64::from(sixteenths) / 16.0;
-            // Four standard deviations of a share of n draws.
-            let allowed = 4.0 * (chance * (1.0 - chance) / n as f64).sqrt();
-            println!("{sixteenths}/16: {up:.4} went up");
-            assert!(
-                (up - chance).abs() < allowed,
-                "{sixteenths}/16: {up} went up, expected {chance} within {allowed:.4}"
-            );
-        }
-        Ok(())
-    });
-}
-
-#[test]
-fn stochastic_rounding_may_be_cut_into_pieces() {
-    with_simulator(|simulator| {
-        let values = Draw(8).floats(100);
-        let run = super::Run { simulator, seed: 0 };
-        let round = |from: usize, to: usize, seed: usize| {
-            let (input, mut out) = (Buffer::new(&values[from..to]), Buffer::<bf16>::unset(to - from));
-            run.launch("cast_stochastic", [1, 1], 64, 0, arguments![&mut out, &input, seed, from, to - from])?;
-            out.get()
-        };
-        let whole = round(0, 100, 3)?;
-        for cut in [1, 8, 13, 64, 99] {
-            assert_eq!(whole, [round(0, cut, 3)?, round(cut, 100, 3)?].concat(), "cut at {cut}");
-        }
-        assert_ne!(whole, round(0, 100, 4)?, "another seed draws anew");
-        Ok(())
-    });
-}
-
-#[test]
-fn random_bits_are_those_of_philox() {
-    with_simulator(|simulator| {
-        // What 1 + r / 2^16 / 128 is rounded to tells whether a draw is at least 2^16 - r. Known answer of Random123's
-        // kat_vectors for philox4x32-10: counter and key 0 give 6627e8d5 e169c58d bc57ac4c 9b00dbd8.
-        let halves: [u32; 8] = [0xE8D5, 0x6627, 0xC58D, 0xE169, 0xAC4C, 0xBC57, 0xDBD8, 0x9B00];
-        let run = super::Run { simulator, seed: 0 };
-        for (offset, up) in [(0u32, true), (1, false)] {
-            let values = halves.map(|half| f32::from_bits(0x3F80_0000 | (0x1_0000 - half - offset)));
-            let (input, mut out) = (Buffer::new(&values), Buffer::<bf16>::unset(8));
-            run.launch("cast_stochastic", [1, 1], 32, 0, arguments![&mut out, &input, 0usize, 0usize, 8usize])?;
-            let rounded = out.get()?;
-            assert!(rounded.iter().all(|v| (v.to_f32() > 1.0) == up), "{rounded:?}");
         }
         Ok(())
     });

@@ -1,4 +1,4 @@
-//! Losses and their gradient, the likeliest token, scores of options, the norm of gradients.
+//! Losses and their gradient, the likeliest token, how likely segments are, the norm of gradients.
 
 use flanc::model::ops::NO_TARGET;
 use half::bf16;
@@ -54,17 +54,20 @@ fn check_argmax(simulator: &Simulator, rows: usize, v: usize, block: usize, valu
     equal(&format!("argmax ({rows}, {v})"), &tokens, &logits.chunks(v).map(first).collect::<Vec<u32>>())
 }
 
-fn check_options(simulator: &Simulator, starts: &[u32]) -> Outcome {
-    let losses = Draw(14).floats(*starts.last().unwrap() as usize);
-    let (inputs, options) = ((Buffer::new(&losses), Buffer::new(starts)), starts.len() - 1);
-    let scores = schedules(simulator, |run| {
-        let mut scores = Buffer::<f32>::unset(options);
-        let arguments = arguments![&mut scores, &inputs.0, &inputs.1, options];
-        run.launch("option_scores", [options.div_ceil(256), 1], 256, 0, arguments)?;
-        scores.get()
+fn check_likelihoods(simulator: &Simulator, first_rows: &[u32]) -> Outcome {
+    let losses = Draw(14).floats(*first_rows.last().unwrap() as usize);
+    let (inputs, segments) = ((Buffer::new(&losses), Buffer::new(first_rows)), first_rows.len() - 1);
+    let likelihoods = schedules(simulator, |run| {
+        let mut likelihoods = Buffer::<f32>::unset(2 * segments);
+        let arguments = arguments![&mut likelihoods, &inputs.0, &inputs.1, segments];
+        run.launch("segment_likelihoods", [segments.div_ceil(256), 1], 256, 0, arguments)?;
+        likelihoods.get()
     })?;
-    let sum = |w: &[u32]| -losses[w[0] as usize..w[1] as usize].iter().sum::<f32>();
-    equal("option_scores", &scores, &starts.windows(2).map(sum).collect::<Vec<f32>>())
+    let sums = first_rows.windows(2).map(|w| (w[1] - w[0], &losses[w[0] as usize..w[1] as usize]));
+    let sums = sums.map(|(count, losses)| (f64::from(count), -losses.iter().map(|&l| f64::from(l)).sum::<f64>()));
+    let (in_all, per_token): (Vec<f32>, Vec<f32>) =
+        sums.map(|(n, sum)| (sum as f32, (sum / n.max(1.0)) as f32)).unzip();
+    equal("segment_likelihoods", &likelihoods, &[in_all, per_token].concat())
 }
 
 /// The norm and whether it is finite, of several tensors over `parts` blocks each.
@@ -97,7 +100,7 @@ pub fn check(simulator: &Simulator) -> Outcome {
     check_cross_entropy(simulator, &[12, 3, NO_TARGET], 77, 64, 30.0)?;
     check_argmax(simulator, 6, 1000, 128, 2000)?;
     check_argmax(simulator, 3, 77, 64, 5)?;
-    check_options(simulator, &[0, 1, 4, 9])?;
+    check_likelihoods(simulator, &[0, 1, 4, 4, 9])?;
     check_norm(simulator, &[1003, 5], 3)
 }
 

@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use super::{Outcome, Simulator, adafactor, attention, elementwise, gemm, loss, norms, rows};
+use super::{Outcome, Simulator, adafactor, attention, cached, elementwise, gemm, loss, norms, rows};
 use crate::suite::simulator::{Source, sources};
 
 /// What is wrong, in which file, instead of what.
@@ -18,7 +18,7 @@ struct Family {
     mistakes: &'static [Mistake],
 }
 
-const FAMILIES: [Family; 7] = [
+const FAMILIES: [Family; 8] = [
     Family {
         check: norms::check,
         files: &["rmsnorm.cu"],
@@ -156,11 +156,11 @@ const FAMILIES: [Family; 7] = [
                 "store8<WHOLE>(h, pack8(u), left);",
                 "if (WHOLE) store8<WHOLE>(h, pack8(u), left);",
             ),
-            ("random bits reach above what is cut off", "cast.cu", "& 0xFFFFu;", ";"),
+            ("the rest of eight is not cast", "cast.cu", "j < left; j++", "j < left - 1; j++"),
             (
                 "what is not a number is rounded",
-                "cast.cu",
-                "if ((u & 0x7F800000u) == 0x7F800000u) return to_bf(f);",
+                "device.cuh",
+                "if ((u & 0x7FFFFFFFu) > 0x7F800000u) return (bf16)((u >> 16) | 0x40u);",
                 "",
             ),
         ],
@@ -203,7 +203,13 @@ const FAMILIES: [Family; 7] = [
             ),
             ("the last of several tokens", "cross_entropy.cu", "b.id < a.id", "b.id > a.id"),
             ("the likeliest of a part of the row", "cross_entropy.cu", "best = better(best, part[w]);", ""),
-            ("scores with the wrong sign", "cross_entropy.cu", "score[o] = -sum", "score[o] = sum"),
+            ("likelihoods with the wrong sign", "cross_entropy.cu", "(float)-sum", "(float)sum"),
+            (
+                "the mean of all rows",
+                "cross_entropy.cu",
+                "max(first_row[s + 1] - first_row[s], 1u)",
+                "max(first_row[s + 1], 1u)",
+            ),
             ("squares in f32", "norm.cu", "(double)v.x * v.x", "v.x * v.x"),
             ("the rest of four is left out", "norm.cu", "i = whole * 4 + first_item()", "i = n"),
         ],
@@ -335,7 +341,7 @@ const FAMILIES: [Family; 7] = [
     },
     Family {
         check: attention::check,
-        files: &["attention.cu"],
+        files: &["attention.cu", "tiles.cuh"],
         mistakes: &[
             ("keys are used before they have landed", "attention.cu", "copies_wait<1>();", ";"),
             (
@@ -378,20 +384,20 @@ const FAMILIES: [Family; 7] = [
             ),
             (
                 "the sum is not rescaled",
-                "attention.cu",
+                "tiles.cuh",
                 "sum[n][c] *= rescale[c >> 1];",
                 "sum[n][c] *= c < 3 ? rescale[c >> 1] : 1.f;",
             ),
-            ("the total is not rescaled", "attention.cu", "total[r] *= rescale[r];", ""),
+            ("the total is not rescaled", "tiles.cuh", "total[r] *= rescale[r];", ""),
             (
                 "keys change places",
-                "attention.cu",
+                "tiles.cuh",
                 "mma16816(s[2 * n], a, low);\n    mma16816(s[2 * n + 1], a, high);",
                 "mma16816(s[2 * n], a, high);\n    mma16816(s[2 * n + 1], a, low);",
             ),
             (
                 "a row's lanes do not agree on the maximum",
-                "attention.cu",
+                "tiles.cuh",
                 "greatest[r] = max(greatest[r], __shfl_xor_sync(~0u, greatest[r], 2));",
                 "",
             ),
@@ -447,6 +453,87 @@ const FAMILIES: [Family; 7] = [
             ("delta of half a row", "attention.cu", "warp_sum(sum, LANES)", "warp_sum(sum, LANES / 2)"),
         ],
     },
+    Family {
+        check: cached::check,
+        files: &["cached.cu", "tiles.cuh"],
+        mistakes: &[
+            ("keys are used before they have landed", "cached.cu", "copies_wait<1>();", ";"),
+            (
+                "the last keys are used before they have landed",
+                "cached.cu",
+                "} else {\n      copies_wait<0>();",
+                "} else {\n      copies_wait<1>();",
+            ),
+            (
+                "keys are used before others' copies are there",
+                "cached.cu",
+                "    }\n    __syncthreads();\n\n    const bf16 *own_keys",
+                "    }\n\n    const bf16 *own_keys",
+            ),
+            (
+                "keys are overwritten while they are used",
+                "cached.cu",
+                "__syncthreads();  // before the next copies overwrite this buffer",
+                "",
+            ),
+            ("a token sees the next one", "cached.cu", "key <= seen[c >> 1] ?", "key <= seen[c >> 1] + 1 ?"),
+            ("a token does not see itself", "cached.cu", "key <= seen[c >> 1] ?", "key < seen[c >> 1] ?"),
+            (
+                "rows of one token see what the first sees",
+                "cached.cu",
+                "position + g / heads, position + (g + 8) / heads",
+                "position + g / heads, position + g / heads",
+            ),
+            ("the first of one's own is looked for in the cache", "cached.cu", "i < text.kept ?", "i <= text.kept ?"),
+            ("the past of the first text", "cached.cu", "(text.place + i)", "i"),
+            ("one's own tokens of another segment", "cached.cu", "text.start + i - text.kept", "i - text.kept"),
+            (
+                "the wrong head of keys",
+                "cached.cu",
+                "key_head = blockIdx.y / stacks, in_group = blockIdx.y % stacks * QUERIES",
+                "key_head = 0, in_group = blockIdx.y % stacks * QUERIES",
+            ),
+            (
+                "the rest of a large group is left out",
+                "cached.cu",
+                "in_group = blockIdx.y % stacks * QUERIES",
+                "in_group = 0",
+            ),
+            ("a block goes on into the next segment", "cached.cu", "(int)segment_end[n0] - n0", "N - n0"),
+            ("tokens that no block begins with", "cached.cu", "(n0 - start) % tokens != 0", "n0 % tokens != 0"),
+            ("the last tile is left out", "cached.cu", "tiles = (end + KEYS(D) - 1)", "tiles = max(end, KEYS(D))"),
+            (
+                "the last part is left out",
+                "cached.cu",
+                "(tiles + gridDim.z - 1) / gridDim.z",
+                "max(tiles / gridDim.z, 1u)",
+            ),
+            (
+                "warps read each other's keys",
+                "cached.cu",
+                "keys + buffer * TILE + warp * 16 * LD(D)",
+                "keys + buffer * TILE",
+            ),
+            (
+                "warps' sums are read before all have written",
+                "cached.cu",
+                "= {max_score[r], total[r]};\n  }\n  __syncthreads();",
+                "= {max_score[r], total[r]};\n  }",
+            ),
+            ("sums are not brought to one maximum", "cached.cu", "value[j] += part[j] * factor", "value[j] += part[j]"),
+            ("weights are not brought to one maximum", "cached.cu", "own.sum * factor", "own.sum"),
+            ("a range without keys counts", "cached.cu", "own.max == NEGATIVE_INFINITY ? 0.f", "own.max > 1e30f ? 0.f"),
+            (
+                "a part takes another's place",
+                "cached.cu",
+                "query += (i64)blockIdx.z * N * H",
+                "query += (i64)blockIdx.z * N",
+            ),
+            ("a row of lse for each token", "cached.cu", "query % H * N + query / H", "query"),
+            ("keys are kept at the beginning", "cached.cu", "(i64)places[from] + positions[from]", "places[from]"),
+            ("values are kept for keys", "cached.cu", "copy_row(kept_k + to * C, k", "copy_row(kept_k + to * C, v"),
+        ],
+    },
 ];
 
 /// The files of a family, with a mistake in one of them.
@@ -461,7 +548,9 @@ fn plant(family: &Family, mistake: Option<&Mistake>) -> Vec<Source> {
     for source in &mut sources {
         // Heads of two widths are enough here, and the others most of the compiler's work.
         for dim in [16, 64, 128, 256] {
-            source.text = source.text.replace(&format!("\nATTENTION({dim})"), "");
+            for kernels in ["ATTENTION", "CACHED"] {
+                source.text = source.text.replace(&format!("\n{kernels}({dim})"), "");
+            }
         }
     }
     sources
