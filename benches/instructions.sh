@@ -31,9 +31,9 @@ stages=(
   "decode:flanc::ingest::features::Decoder::decode"
   "fields:flanc::template::engine::Program::bind"
   "encode:flanc::expand::Worker::encode_joined"
-  "pages:flanc::shard::pages::ChunkEncoder::encode"
+  "pages:flanc::shard::pages::PageEncoder::encode"
   "read back:flanc::shard::reader::IdPages::next_page"
-  "gather:flanc::link::gather"
+  "gather:flanc::link::gather::Gather::group"
   "pack:flanc::pack::pack"
 )
 work=$(mktemp -d)
