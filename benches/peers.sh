@@ -66,6 +66,7 @@ rm -f "$log"
 measure() { # NAME COMMAND …
   local name=$1
   shift
+  sync # what the run before has left to be written is not for this one to wait for
   TF_CPP_MIN_LOG_LEVEL=3 taskset -c "$cpus" "$python" benches/measure.py "$log" "$name" -- "$@" 2>"$work/error.txt" || {
     cat "$work/error.txt" >&2
     exit 1
