@@ -102,6 +102,9 @@ pub(super) fn scatter(
                     at = 0;
                     pages.next_page(&mut page)?;
                 }
+                if origin.length == 0 || origin.target_start > origin.length {
+                    return Err(apart(source));
+                }
                 let ids = page.get(at..at + origin.length as usize).ok_or_else(|| apart(source))?;
                 at += ids.len();
                 let more = draw.last.is_some_and(|last| draw_key(picks, &origin) <= last);

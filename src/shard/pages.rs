@@ -28,8 +28,8 @@ use zstd::zstd_safe::{CParameter, ParamSwitch};
 pub const IGNORED: i32 = -100;
 /// Values of a page, about: a MiB of ids.
 const PAGE_VALUES: usize = 1 << 18;
-/// How zstd compresses: what does not repeat is not looked at twice, but coded by frequency in any case. In a mixture that
-/// takes a third off the time for 2 % of the space (docs/performance.md).
+/// How zstd compresses: what does not repeat is not looked at twice, but coded by frequency in any case. What that costs in
+/// space, and what it saves, is in docs/performance.md.
 const FAST: [CParameter; 2] =
     [CParameter::CompressionLevel(-4), CParameter::LiteralCompressionMode(ParamSwitch::Enable)];
 
