@@ -135,20 +135,24 @@ pub enum Data<'d> {
     Published,
 }
 
-/// Makes the plan. Reads headers, the tokenizer, and the sizes of shards; no record.
+/// Makes the plan of a compile. Reads headers, the tokenizer, and the sizes of shards; no record.
 pub fn plan<'c>(recipe: Recipe, catalogue: &'c Catalogue, data_dirs: &[PathBuf]) -> Result<Plan<'c>, Vec<Diagnostic>> {
-    with_tokenizer(sources(recipe, catalogue, Data::OnDisk(data_dirs))?, data_dirs)
+    with_tokenizer(sources(recipe, catalogue, Data::OnDisk(data_dirs))?, data_dirs, Tokenizer::open_to_compare)
 }
 
 /// Adds to sources what has to do with tokens.
-pub fn with_tokenizer<'c>(mut sources: Sources<'c>, data_dirs: &[PathBuf]) -> Result<Plan<'c>, Vec<Diagnostic>> {
+pub fn with_tokenizer<'c>(
+    mut sources: Sources<'c>,
+    data_dirs: &[PathBuf],
+    open: impl FnOnce(&Path) -> Result<Tokenizer>,
+) -> Result<Plan<'c>, Vec<Diagnostic>> {
     let choice = &sources.recipe.tokenizer;
     let file = tokenizer_file(&sources.recipe, data_dirs);
     let at = |d: Diagnostic| match &choice.place {
         Some(place) => d.at(place.clone()),
         None => d.at(Path::new(&sources.recipe.name)),
     };
-    let tokenizer = Tokenizer::open(&file).map_err(|d| {
+    let tokenizer = open(&file).map_err(|d| {
         let absent = storage::stamp(&file).is_none();
         let help = match choice.file {
             Some(_) => "a relative path begins where the recipe is",
@@ -202,7 +206,7 @@ pub fn held_out<'c>(
     data_dirs: &[PathBuf],
 ) -> Result<Plan<'c>, Vec<Diagnostic>> {
     let recipe = Recipe { tasks: Vec::new(), ..recipe };
-    with_tokenizer(resolve(recipe, catalogue, Data::OnDisk(data_dirs), &[])?, data_dirs)
+    with_tokenizer(resolve(recipe, catalogue, Data::OnDisk(data_dirs), &[])?, data_dirs, Tokenizer::open_to_compare)
 }
 
 /// The same for looking at rows: those that a task is tested on as well, whether it can be trained on or not.

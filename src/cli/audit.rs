@@ -21,6 +21,7 @@ use crate::shard::manifest;
 use crate::storage;
 use crate::task::Catalogue;
 use crate::template::snippet::Snippet;
+use crate::tokenize::Tokenizer;
 
 /// Look for slips in templates, over definitions and real rows
 ///
@@ -171,7 +172,7 @@ pub fn tokenized<'c, T>(
         report(&[missing.help("name one in a recipe, or make one with `flanc tokenizer train`")]);
         return go_on(&sources, None);
     }
-    let plan = with_tokenizer(sources, data_dirs)?;
+    let plan = with_tokenizer(sources, data_dirs, Tokenizer::open)?;
     report(&plan.warnings);
     go_on(&plan, Some(&plan))
 }

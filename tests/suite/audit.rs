@@ -17,6 +17,7 @@ use flanc::mixture;
 use flanc::plan::{Data, sources_of_all_splits, with_tokenizer};
 use flanc::task::{self, Catalogue, Folder};
 use flanc::template::engine::STACK_BYTES;
+use flanc::tokenize::Tokenizer;
 use serde_json::{Value, json};
 
 use super::compile::{Scratch, frame, text};
@@ -213,7 +214,7 @@ fn check_with(name: &str, keys: &str, threads: usize) -> Audit {
     let data = [corpora.join("data")];
     let sources =
         sources_of_all_splits(recipe, catalogue, Data::OnDisk(&data)).unwrap_or_else(|e| panic!("{}", text(&e)));
-    let plan = with_tokenizer(sources, &data).unwrap_or_else(|e| panic!("{}", text(&e)));
+    let plan = with_tokenizer(sources, &data, Tokenizer::open).unwrap_or_else(|e| panic!("{}", text(&e)));
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK_BYTES).build().unwrap();
     pool.install(|| audit(&plan, Some(&plan), Sample::All, &|_, _| Ok(()))).unwrap_or_else(|e| panic!("{e}"))
 }

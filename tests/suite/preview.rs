@@ -11,6 +11,7 @@ use flanc::plan::{Data, sources_of_all_splits, with_tokenizer};
 use flanc::preview::page::{MODULES, page};
 use flanc::preview::report::report;
 use flanc::task::{self, Folder};
+use flanc::tokenize::Tokenizer;
 use serde_json::{Value, json};
 
 use super::audit::{flanc, put_corpus};
@@ -83,7 +84,7 @@ fn report_of(keys: &str) -> Value {
         let found = audit(&sources, None, Sample::All, &|_, _| Ok(())).unwrap();
         return report(&sources, None, &found, 10, None).unwrap();
     }
-    let plan = with_tokenizer(sources, &data).unwrap_or_else(|e| panic!("{}", text(&e)));
+    let plan = with_tokenizer(sources, &data, Tokenizer::open).unwrap_or_else(|e| panic!("{}", text(&e)));
     let found = audit(&plan, Some(&plan), Sample::All, &|_, _| Ok(())).unwrap();
     report(&plan, Some(&plan), &found, 10, None).unwrap()
 }
