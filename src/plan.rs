@@ -25,7 +25,7 @@ use crate::template::snippet::Snippet;
 use crate::tokenize::{Control, Tokenizer};
 
 /// Raised whenever the same plan would give other bytes than before.
-pub const FORMAT: u32 = 4;
+pub const FORMAT: u32 = 5;
 
 /// Which rows go through which templates: all of a plan that has nothing to do with tokens.
 pub struct Sources<'c> {
