@@ -237,7 +237,7 @@ fn writing<'r>(
         b.iter(|| {
             let (mut shard, encoder) = ShardWriter::create(&directory, "shard.parquet", schema.clone(), &[]).unwrap();
             for columns in groups.clone() {
-                shard.write(encoder.ids(&columns, &mut pages).unwrap()).unwrap();
+                shard.write(encoder.pages(&columns, &mut pages).unwrap()).unwrap();
             }
             shard.finish().unwrap()
         });

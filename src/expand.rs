@@ -17,10 +17,12 @@ use crate::plan::{Plan, PlannedSplit, PlannedTask, Role, Sources};
 use crate::read::{Event, rows};
 use crate::seed::{Seed, Stream};
 use crate::select::Selection;
-use crate::shard::columns::{EvalRows, Origin, OriginNames, ProvenanceForm, ProvenanceRows};
+use crate::shard::columns::EvalRows;
 use crate::shard::pages::PageEncoder;
+use crate::shard::provenance::{Origin, OriginNames, ProvenanceForm, ProvenanceRows};
 use crate::shard::rows::PromptRows;
 use crate::shard::writer::{FileInfo, GroupEncoder, ShardWriter};
+use crate::template::definition::Kind;
 use crate::template::engine::{Bound, Failure, Program, Reason};
 use crate::template::exemplar;
 use crate::template::pieces::Piece;
@@ -121,7 +123,8 @@ pub fn origin_names(plan: &Plan<'_>, task: &PlannedTask<'_>) -> OriginNames {
         tasks: vec![task.task.name().to_owned()],
         splits: plan.corpora[task.corpus].info.splits.iter().map(|s| s.name.clone()).collect(),
         templates: templates.iter().map(|t| t.name.text.clone()).collect(),
-        kinds: templates.iter().map(|t| t.kind.name()).collect(),
+        kinds: Kind::NAMES.map(str::to_owned).into(),
+        kind_of: templates.iter().map(|t| t.kind as u32).collect(),
     }
 }
 
@@ -166,12 +169,18 @@ impl TemplateDraw {
 pub struct Keep<'p> {
     encoder: Encoder<'p>,
     prompts: PromptRows,
+    provenance: ProvenanceRows,
     pages: PageEncoder,
 }
 
 impl<'p> Keep<'p> {
     pub fn new(plan: &'p Plan<'_>) -> Keep<'p> {
-        Keep { encoder: plan.tokenizer.encoder(), prompts: PromptRows::default(), pages: PageEncoder::default() }
+        Keep {
+            encoder: plan.tokenizer.encoder(),
+            prompts: PromptRows::default(),
+            provenance: ProvenanceRows::default(),
+            pages: PageEncoder::default(),
+        }
     }
 }
 
@@ -211,7 +220,8 @@ struct Worker<'k, 'p> {
     exemplars: Option<&'p Exemplars<'p>>,
     /// Rows of an evaluation; those of the others are in `keep`.
     eval: Option<EvalRows>,
-    provenance: ProvenanceRows,
+    names: OriginNames,
+    form: ProvenanceForm,
     shard: ShardWriter,
     groups: GroupEncoder,
     provenance_shard: ShardWriter,
@@ -274,6 +284,7 @@ impl<'k, 'p> Worker<'k, 'p> {
     ) -> Result<Self> {
         // A unit that failed may have left some.
         keep.prompts.clear();
+        keep.provenance.clear();
         let name = task.task.name();
         let corpus = plan.corpora[task.corpus].info.name.to_string();
         let metadata: Vec<(String, String)> = [
@@ -301,7 +312,8 @@ impl<'k, 'p> Worker<'k, 'p> {
             split_name: split.name.name(),
             exemplars,
             eval: eval.then(EvalRows::default),
-            provenance: ProvenanceRows::new(origin_names(plan, task), form),
+            names: origin_names(plan, task),
+            form,
             shard,
             groups,
             provenance_shard,
@@ -392,7 +404,7 @@ impl<'k, 'p> Worker<'k, 'p> {
         self.counts.target_tokens += self.targets.len() as u64;
         let length = target_start + self.targets.len();
         self.shard.tokens += length as u64;
-        self.provenance.push(Origin {
+        let origin = Origin {
             task: 0,
             split: id.split,
             row: id.index,
@@ -400,8 +412,10 @@ impl<'k, 'p> Worker<'k, 'p> {
             repeat: 0,
             target_start: target_start as u32,
             length: length as u32,
-        });
-        self.provenance.exemplars(shots.iter().map(|shot| (shot.id.split, shot.id.index, shot.template as u32)));
+        };
+        self.keep.provenance.push(origin, &self.names);
+        let of_shot = |shot: &&Shot| (shot.id.split, shot.id.index, shot.template as u32);
+        self.keep.provenance.exemplars(shots.iter().map(of_shot));
         let full = match &mut self.eval {
             None => {
                 let rows = &mut self.keep.prompts;
@@ -557,7 +571,7 @@ impl<'k, 'p> Worker<'k, 'p> {
 
     fn flush(&mut self) -> Result<()> {
         let group = match &mut self.eval {
-            None => self.groups.ids(&self.keep.prompts.columns(), &mut self.keep.pages)?,
+            None => self.groups.pages(&self.keep.prompts.columns(), &mut self.keep.pages)?,
             Some(rows) => self.groups.table(&rows.finish())?,
         };
         self.keep.prompts.clear();
@@ -566,8 +580,8 @@ impl<'k, 'p> Worker<'k, 'p> {
 
     fn finish(mut self) -> Result<Object> {
         self.flush()?;
-        // In one row group: making a column chunk costs more than its few bytes a prompt.
-        self.provenance_shard.write(self.provenance_groups.table(&self.provenance.finish())?)?;
+        let columns = self.keep.provenance.columns(&self.names, self.form);
+        self.provenance_shard.write(self.provenance_groups.pages(&columns, &mut self.keep.pages)?)?;
         Ok(Object {
             provenance: self.provenance_shard.finish()?,
             shard: self.shard.finish()?,

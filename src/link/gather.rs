@@ -13,10 +13,11 @@ use crate::expand::{GROUP_ROWS, GROUP_TOKENS};
 use crate::mixture::Profile;
 use crate::pack::{Rows, pack};
 use crate::plan::{Plan, SplitName};
-use crate::shard::columns::{Origin, OriginNames, ProvenanceForm, ProvenanceRows};
 use crate::shard::pages::PageEncoder;
+use crate::shard::provenance::{Origin, OriginNames, ProvenanceForm, ProvenanceRows};
 use crate::shard::rows::{MegatronRows, PackedRows, PromptRows};
 use crate::shard::writer::{GroupEncoder, RowGroup, ShardWriter};
+use crate::template::definition::Kind;
 
 /// Megatron-Bridge keeps a row group in memory for each worker and reads at random: small ones.
 const MEGATRON_GROUP_ROWS: usize = 500;
@@ -39,6 +40,7 @@ struct Bench {
     prompts: PromptRows,
     packed: PackedRows,
     megatron: MegatronRows,
+    provenance: ProvenanceRows,
     pages: PageEncoder,
 }
 
@@ -179,12 +181,12 @@ impl<'g> Gather<'g> {
     ) -> Result<Group> {
         let bench = &self.benches[rayon::current_thread_index().unwrap_or_default()];
         let mut bench = bench.lock().unwrap_or_else(PoisonError::into_inner);
-        let Bench { ids, prompts, packed, megatron, pages } = &mut *bench;
+        let Bench { ids, prompts, packed, megatron, provenance, pages } = &mut *bench;
         // What a group that failed left.
         prompts.clear();
         packed.clear();
         megatron.clear();
-        let mut provenance = ProvenanceRows::new(self.names.names.clone(), self.provenance_form());
+        provenance.clear();
         let mut totals = Totals { rows: rows.len() as u64, ..Totals::default() };
         for row in rows.map(|row| sorted.rows.get(row)) {
             for &i in row {
@@ -197,7 +199,7 @@ impl<'g> Gather<'g> {
                     Profile::Packed => packed.push(ids, target_start),
                     Profile::Megatron => megatron.push(ids, target_start),
                 }
-                provenance.push(self.names.of_mixture(prompt.origin));
+                provenance.push(self.names.of_mixture(prompt.origin), &self.names.names);
                 totals.prompts += 1;
                 totals.tokens += ids.len() as u64;
                 totals.loss_tokens += (ids.len() - target_start.max(1)) as u64;
@@ -218,8 +220,9 @@ impl<'g> Gather<'g> {
             Profile::Megatron => megatron.columns(),
         };
         Ok(Group {
-            shard: groups.ids(&columns, pages)?,
-            provenance: provenance_groups.table(&provenance.finish())?,
+            shard: groups.pages(&columns, pages)?,
+            provenance: provenance_groups
+                .pages(&provenance.columns(&self.names.names, self.provenance_form()), pages)?,
             totals,
         })
     }
@@ -247,14 +250,14 @@ impl Names {
 }
 
 fn names(plan: &Plan<'_>) -> Names {
-    let mut names = OriginNames::default();
+    let mut names = OriginNames { kinds: Kind::NAMES.map(str::to_owned).into(), ..OriginNames::default() };
     let (mut first_template, mut splits) = (Vec::new(), Vec::new());
     for task in &plan.tasks {
         names.tasks.push(task.task.name().to_owned());
         first_template.push(names.templates.len() as u32);
         for template in &task.task.definition.templates {
             names.templates.push(template.name.text.clone());
-            names.kinds.push(template.kind.name());
+            names.kind_of.push(template.kind as u32);
         }
         let of_corpus = plan.corpora[task.corpus].info.splits.iter().map(|split| {
             let index = names.splits.iter().position(|n| *n == split.name).unwrap_or_else(|| {

@@ -28,7 +28,7 @@ use crate::expand::{GROUP_ROWS, Object, Unit};
 use crate::mixture::{Size, quotas, quotas_without_repeats};
 use crate::plan::{Plan, Role, SplitName};
 use crate::seed::{Seed, Stream};
-use crate::shard::columns::Origin;
+use crate::shard::provenance::Origin;
 use crate::shard::reader;
 use crate::shard::receipts;
 use crate::shard::writer::FileInfo;

@@ -11,7 +11,7 @@ use super::{Draw, Source, draw_key, draw_stream, origins};
 use crate::diag::{Diagnostic, Result};
 use crate::plan::Plan;
 use crate::seed::Seed;
-use crate::shard::columns::Origin;
+use crate::shard::provenance::Origin;
 use crate::shard::reader::IdPages;
 use crate::storage::{self, Mapped};
 

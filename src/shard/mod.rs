@@ -4,6 +4,7 @@ pub mod columns;
 pub mod inspect;
 pub mod manifest;
 pub mod pages;
+pub mod provenance;
 pub mod reader;
 pub mod receipts;
 pub mod rows;

@@ -1,4 +1,4 @@
-//! Column chunks of ids: lists of small integers as Parquet pages, made by ourselves.
+//! Column chunks as Parquet pages made by ourselves: lists of ids, and where they came from.
 //!
 //! A shard's columns are lists without nulls, most of their length runs: repetition levels are a 0 and so many 1s for
 //! each list, definition levels all the same, an attention mask one value throughout. A general writer takes them
@@ -20,6 +20,7 @@ use parquet::column::page::{CompressedPage, Page, PageWriter};
 use parquet::column::writer::ColumnCloseResult;
 use parquet::errors::{ParquetError, Result};
 use parquet::file::metadata::{ColumnChunkMetaData, OffsetIndexBuilder};
+use parquet::file::statistics::Statistics;
 use parquet::file::writer::{SerializedPageWriter, TrackedWrite};
 use parquet::schema::types::ColumnDescPtr;
 use zstd::zstd_safe::{CParameter, ParamSwitch};
@@ -33,29 +34,52 @@ const PAGE_VALUES: usize = 1 << 18;
 const FAST: [CParameter; 2] =
     [CParameter::CompressionLevel(-4), CParameter::LiteralCompressionMode(ParamSwitch::Enable)];
 
-/// A column of lists without nulls.
+/// A column without nulls.
 #[derive(Clone, Copy, Debug)]
 pub struct Column<'r> {
-    /// Where each list begins, and the end of the last.
-    pub offsets: &'r [u32],
+    pub shape: Shape<'r>,
     pub values: Values<'r>,
 }
 
-impl Column<'_> {
-    pub fn rows(&self) -> usize {
-        self.offsets.len() - 1
+/// What a row of a column is.
+#[derive(Clone, Copy, Debug)]
+pub enum Shape<'r> {
+    /// A value; there are so many.
+    Flat(usize),
+    /// A list: where each begins, and the end of the last.
+    Lists(&'r [u32]),
+}
+
+impl Shape<'_> {
+    pub fn rows(self) -> usize {
+        match self {
+            Shape::Flat(rows) => rows,
+            Shape::Lists(ends) => ends.len() - 1,
+        }
+    }
+
+    /// Where the values of a row begin, or where the last ends.
+    fn start(self, row: usize) -> usize {
+        match self {
+            Shape::Flat(_) => row,
+            Shape::Lists(ends) => ends[row] as usize,
+        }
     }
 }
 
-/// The values of a column, one list after another.
+/// The values of a column, one row after another.
 #[derive(Clone, Copy, Debug)]
 pub enum Values<'r> {
     /// Ids of tokens.
     Ids(&'r [u32]),
     /// Ids of tokens where they are to be learnt, in ascending stretches; [`IGNORED`] elsewhere.
     Labels { ids: &'r [u32], targets: &'r [Range<u32>], repeats: Repeats },
-    /// Lengths of segments, or where they begin.
-    Places(&'r [u32]),
+    /// Lengths, places and counts.
+    Numbers(&'r [u32]),
+    /// Numbers of rows; the only values of which shards give the least and the greatest.
+    Rows(&'r [u64]),
+    /// Some of these names.
+    Names { names: &'r [String], keys: &'r [u32] },
     /// 1 in these ascending stretches, 0 elsewhere.
     Mask(&'r [Range<u32>]),
     /// 1 throughout.
@@ -75,43 +99,44 @@ pub struct PageEncoder {
     page: Vec<u8>,
     compressed: Vec<u8>,
     dictionary: Dictionary,
-    indices: Vec<u32>,
+    /// Numbers of the dictionary that are not yet in the page.
+    open: Vec<u32>,
 }
 
-/// Labels by number: [`IGNORED`] is 0, ids are numbered as they come.
+/// Numbers for what occurs in a column, as it comes.
 #[derive(Default)]
 struct Dictionary {
-    /// By id, its number; 0 if it has none.
+    /// By what occurs, one more than its number; 0 if it has none.
     numbers: Vec<u32>,
-    /// By number, from 1.
-    ids: Vec<u32>,
+    /// By number.
+    members: Vec<u32>,
 }
 
 impl Dictionary {
     fn begin(&mut self) {
-        for id in self.ids.drain(..) {
-            self.numbers[id as usize] = 0;
+        for member in self.members.drain(..) {
+            self.numbers[member as usize] = 0;
         }
     }
 
-    fn number(&mut self, ids: &[u32]) {
-        let most = ids.iter().fold(0, |most, &id| most.max(id as usize));
+    fn number(&mut self, occur: &[u32]) {
+        let most = occur.iter().fold(0, |most, &member| most.max(member as usize));
         if self.numbers.len() <= most {
             self.numbers.resize(most + 1, 0);
         }
-        for &id in ids {
-            let number = &mut self.numbers[id as usize];
+        for &member in occur {
+            let number = &mut self.numbers[member as usize];
             if *number == 0 {
-                self.ids.push(id);
-                *number = self.ids.len() as u32;
+                self.members.push(member);
+                *number = self.members.len() as u32;
             }
         }
     }
+}
 
-    /// Bits of the largest number; one where there is none but 0.
-    fn width(&self) -> u32 {
-        (self.ids.len() as u32).checked_ilog2().map_or(1, |log| log + 1)
-    }
+/// Bits that numbers up to this one take in a page; at least one.
+fn width(greatest: usize) -> u32 {
+    greatest.checked_ilog2().map_or(1, |log| log + 1)
 }
 
 /// A column chunk and its description, as [`parquet::file::writer::SerializedRowGroupWriter::append_column`] takes them.
@@ -131,7 +156,7 @@ impl Default for PageEncoder {
             page: Vec::new(),
             compressed: Vec::new(),
             dictionary: Dictionary::default(),
-            indices: Vec::new(),
+            open: Vec::new(),
         }
     }
 }
@@ -139,20 +164,15 @@ impl Default for PageEncoder {
 impl PageEncoder {
     /// Encodes a column.
     pub fn encode(&mut self, column: Column<'_>, described: ColumnDescPtr) -> Result<Chunk> {
-        let offsets = column.offsets;
-        let rows = column.rows();
+        let Column { shape, values } = column;
+        let rows = shape.rows();
         let mut sink = TrackedWrite::new(Vec::new());
         let mut index = OffsetIndexBuilder::new();
         let (mut uncompressed, mut written, mut encodings) = (0, 0, vec![Encoding::RLE]);
         let mut data = 0;
-        if let Values::Labels { ids, targets, repeats: Repeats::Few } = column.values {
-            self.dictionary.begin();
-            targets.iter().for_each(|t| self.dictionary.number(&ids[t.start as usize..t.end as usize]));
-            self.page.clear();
-            self.page.extend(IGNORED.to_le_bytes());
-            self.page.extend(self.dictionary.ids.iter().flat_map(|id| id.to_le_bytes()));
-            let (buf, num_values) = (self.compress()?, self.dictionary.ids.len() as u32 + 1);
-            let page = Page::DictionaryPage { buf, num_values, encoding: Encoding::PLAIN, is_sorted: false };
+        if let Some(num_values) = self.dictionary_page(values) {
+            let page =
+                Page::DictionaryPage { buf: self.compress()?, num_values, encoding: Encoding::PLAIN, is_sorted: false };
             let spec = SerializedPageWriter::new(&mut sink).write_page(CompressedPage::new(page, self.page.len()))?;
             uncompressed += spec.uncompressed_size as i64;
             encodings.push(Encoding::PLAIN);
@@ -161,12 +181,16 @@ impl PageEncoder {
         let mut row = 0;
         while row < rows {
             let first = row;
-            while row < rows && (row == first || (offsets[row + 1] - offsets[first]) as usize <= PAGE_VALUES) {
+            while row < rows && (row == first || shape.start(row + 1) - shape.start(first) <= PAGE_VALUES) {
                 row += 1;
             }
-            let offsets = &offsets[first..=row];
-            let entries = self.levels(offsets);
-            let encoding = self.values(column.values, offsets[0] as usize..offsets[offsets.len() - 1] as usize);
+            let range = shape.start(first)..shape.start(row);
+            self.page.clear();
+            let entries = match shape {
+                Shape::Flat(_) => range.len(),
+                Shape::Lists(ends) => self.levels(&ends[first..=row]),
+            };
+            let encoding = self.values(values, range);
             if !encodings.contains(&encoding) {
                 encodings.push(encoding);
             }
@@ -185,7 +209,14 @@ impl PageEncoder {
             written += entries as i64;
         }
         let bytes = sink.into_inner()?;
-        let metadata = ColumnChunkMetaData::builder(described)
+        let mut description = ColumnChunkMetaData::builder(described);
+        if let Values::Rows(rows) = values {
+            let (least, greatest) = (rows.iter().min(), rows.iter().max());
+            // Parquet has no type for them; they count as unsigned by the column's logical type.
+            let [least, greatest] = [least, greatest].map(|row| row.map(|&row| row as i64));
+            description = description.set_statistics(Statistics::int64(least, greatest, None, Some(0), false));
+        }
+        let metadata = description
             .set_compression(Compression::ZSTD(ZstdLevel::default()))
             .set_encodings(encodings)
             .set_num_values(written)
@@ -214,11 +245,36 @@ impl PageEncoder {
         Ok(Bytes::copy_from_slice(&self.compressed))
     }
 
-    /// Begins a page with its levels; gives the number of entries: values, and a place for each empty list.
+    /// Fills the page with a dictionary, if the values are to be written by its numbers; gives how many there are.
+    fn dictionary_page(&mut self, values: Values<'_>) -> Option<u32> {
+        let PageEncoder { page, dictionary, .. } = self;
+        match values {
+            Values::Labels { ids, targets, repeats: Repeats::Few } => {
+                dictionary.begin();
+                targets.iter().for_each(|t| dictionary.number(&ids[t.start as usize..t.end as usize]));
+                page.clear();
+                page.extend(IGNORED.to_le_bytes());
+                page.extend(dictionary.members.iter().flat_map(|id| id.to_le_bytes()));
+                Some(dictionary.members.len() as u32 + 1)
+            }
+            Values::Names { names, keys } => {
+                dictionary.begin();
+                dictionary.number(keys);
+                page.clear();
+                for name in dictionary.members.iter().map(|&key| &names[key as usize]) {
+                    page.extend((name.len() as u32).to_le_bytes());
+                    page.extend(name.as_bytes());
+                }
+                Some(dictionary.members.len() as u32)
+            }
+            _ => None,
+        }
+    }
+
+    /// Adds the levels of lists to a page; gives the number of entries: values, and a place for each empty list.
     fn levels(&mut self, offsets: &[u32]) -> usize {
         let lengths = || offsets.windows(2).map(|w| (w[1] - w[0]) as usize);
         let page = &mut self.page;
-        page.clear();
         prefixed(page, |page| {
             for length in lengths() {
                 run(page, 1, 0);
@@ -243,27 +299,39 @@ impl PageEncoder {
 
     /// Ends a page with the values in `range`.
     fn values(&mut self, values: Values<'_>, range: Range<usize>) -> Encoding {
-        let (page, count) = (&mut self.page, range.len());
+        let PageEncoder { page, open, dictionary, .. } = self;
+        let count = range.len();
         match values {
-            Values::Ids(ids) => {
-                for shift in [0, 8, 16, 24] {
-                    page.extend(ids[range.clone()].iter().map(|id| (id >> shift) as u8));
-                }
+            Values::Ids(numbers) | Values::Numbers(numbers) => {
+                planes(page, &numbers[range], |number| number.to_le_bytes());
                 Encoding::BYTE_STREAM_SPLIT
             }
-            Values::Labels { ids, targets, repeats: Repeats::Few } => {
-                let numbers = &self.dictionary.numbers;
-                let width = self.dictionary.width();
+            Values::Rows(rows) => {
+                planes(page, &rows[range], |row| row.to_le_bytes());
+                Encoding::BYTE_STREAM_SPLIT
+            }
+            Values::Names { keys, .. } => {
+                let width = width(dictionary.members.len().saturating_sub(1));
                 page.push(width as u8);
-                let open = &mut self.indices;
+                open.clear();
+                for run in keys[range].chunk_by(|a, b| a == b) {
+                    repeated(page, open, dictionary.numbers[run[0] as usize] - 1, run.len(), width);
+                }
+                packed(page, open, width);
+                Encoding::RLE_DICTIONARY
+            }
+            // IGNORED has the number 0.
+            Values::Labels { ids, targets, repeats: Repeats::Few } => {
+                let width = width(dictionary.members.len());
+                page.push(width as u8);
                 open.clear();
                 let mut at = range.start;
                 for target in within(targets, &range) {
-                    ignored(page, open, target.start - at, width);
-                    open.extend(ids[target.clone()].iter().map(|&id| numbers[id as usize]));
+                    repeated(page, open, 0, target.start - at, width);
+                    open.extend(ids[target.clone()].iter().map(|&id| dictionary.numbers[id as usize]));
                     at = target.end;
                 }
-                ignored(page, open, range.end - at, width);
+                repeated(page, open, 0, range.end - at, width);
                 packed(page, open, width);
                 Encoding::RLE_DICTIONARY
             }
@@ -274,10 +342,6 @@ impl PageEncoder {
                     let labels = &mut labels[target.start - range.start..target.end - range.start];
                     labels.iter_mut().zip(&ids[target]).for_each(|(label, id)| *label = id.to_le_bytes());
                 }
-                Encoding::PLAIN
-            }
-            Values::Places(places) => {
-                page.extend(places[range].iter().flat_map(|place| place.to_le_bytes()));
                 Encoding::PLAIN
             }
             Values::Mask(ones) => {
@@ -292,6 +356,13 @@ impl PageEncoder {
                 Encoding::DELTA_BINARY_PACKED
             }
         }
+    }
+}
+
+/// Adds numbers by their bytes: the lowest of all, then the second of all, and so on.
+fn planes<T: Copy, const N: usize>(page: &mut Vec<u8>, numbers: &[T], bytes: impl Fn(T) -> [u8; N]) {
+    for plane in 0..N {
+        page.extend(numbers.iter().map(|&number| bytes(number)[plane]));
     }
 }
 
@@ -345,18 +416,18 @@ fn run(page: &mut Vec<u8>, count: usize, level: u8) {
     }
 }
 
-/// `count` times the number 0: what the open group of eight lacks goes there, the rest is a run if it is long enough.
-fn ignored(page: &mut Vec<u8>, open: &mut Vec<u32>, count: usize, width: u32) {
+/// `count` times a number: what the open group of eight lacks goes there, the rest is a run if it is long enough.
+fn repeated(page: &mut Vec<u8>, open: &mut Vec<u32>, number: u32, count: usize, width: u32) {
     let group = open.len().next_multiple_of(8) - open.len();
     let rest = count.saturating_sub(group);
     if rest < 8 {
-        open.resize(open.len() + count, 0);
+        open.resize(open.len() + count, number);
         return;
     }
-    open.resize(open.len() + group, 0);
+    open.resize(open.len() + group, number);
     packed(page, open, width);
     varint(page, (rest as u64) << 1);
-    page.extend(std::iter::repeat_n(0, width.div_ceil(8) as usize));
+    page.extend(&number.to_le_bytes()[..width.div_ceil(8) as usize]);
 }
 
 /// The open numbers, `width` bits each, in groups of eight.
@@ -436,16 +507,16 @@ mod tests {
                 ids.extend(list);
                 offsets.push(ids.len() as u32);
             }
-            let column = |values| Column { offsets: &offsets, values };
+            let column = |values| Column { shape: Shape::Lists(&offsets), values };
             let columns = [
                 column(Values::Ids(&ids)),
                 column(Values::Labels { ids: &ids, targets: &targets, repeats: Repeats::Many }),
                 column(Values::Labels { ids: &ids, targets: &targets, repeats: Repeats::Few }),
-                column(Values::Places(&ids)),
+                column(Values::Numbers(&ids)),
                 column(Values::Mask(&targets)),
                 column(Values::Ones),
             ];
-            writer.write(encoder.ids(&columns, &mut pages).unwrap()).unwrap();
+            writer.write(encoder.pages(&columns, &mut pages).unwrap()).unwrap();
         }
         writer.finish().unwrap();
         let wanted: Vec<List> = groups.concat();

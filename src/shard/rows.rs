@@ -8,7 +8,7 @@ use std::ops::Range;
 use arrow::datatypes::{DataType, SchemaRef};
 
 use super::columns::{lists_of, schema};
-use super::pages::{Column, Repeats, Values};
+use super::pages::{Column, Repeats, Shape, Values};
 
 /// Rows of one prompt each.
 #[derive(Debug, Default)]
@@ -45,14 +45,11 @@ impl PromptRows {
     }
 
     pub fn columns(&self) -> [Column<'_>; 3] {
-        let offsets = &self.offsets.0[..];
+        let shape = self.offsets.shape();
         [
-            Column { offsets, values: Values::Ids(&self.ids) },
-            Column {
-                offsets,
-                values: Values::Labels { ids: &self.ids, targets: &self.targets, repeats: Repeats::Many },
-            },
-            Column { offsets, values: Values::Ones },
+            Column { shape, values: Values::Ids(&self.ids) },
+            Column { shape, values: Values::Labels { ids: &self.ids, targets: &self.targets, repeats: Repeats::Many } },
+            Column { shape, values: Values::Ones },
         ]
     }
 
@@ -107,14 +104,11 @@ impl PackedRows {
     }
 
     pub fn columns(&self) -> [Column<'_>; 3] {
-        let offsets = &self.offsets.0[..];
+        let shape = self.offsets.shape();
         [
-            Column { offsets, values: Values::Ids(&self.ids) },
-            Column {
-                offsets,
-                values: Values::Labels { ids: &self.ids, targets: &self.targets, repeats: Repeats::Few },
-            },
-            Column { offsets: &self.length_offsets.0, values: Values::Places(&self.lengths) },
+            Column { shape, values: Values::Ids(&self.ids) },
+            Column { shape, values: Values::Labels { ids: &self.ids, targets: &self.targets, repeats: Repeats::Few } },
+            Column { shape: self.length_offsets.shape(), values: Values::Numbers(&self.lengths) },
         ]
     }
 
@@ -167,11 +161,11 @@ impl MegatronRows {
     }
 
     pub fn columns(&self) -> [Column<'_>; 3] {
-        let offsets = &self.offsets.0[..];
+        let shape = self.offsets.shape();
         [
-            Column { offsets, values: Values::Ids(&self.ids) },
-            Column { offsets: &self.start_offsets.0, values: Values::Places(&self.starts) },
-            Column { offsets, values: Values::Mask(&self.trained) },
+            Column { shape, values: Values::Ids(&self.ids) },
+            Column { shape: self.start_offsets.shape(), values: Values::Numbers(&self.starts) },
+            Column { shape, values: Values::Mask(&self.trained) },
         ]
     }
 
@@ -187,7 +181,7 @@ impl MegatronRows {
 
 /// Where each list begins, and the end of the last. Row groups are written long before 2³² values.
 #[derive(Debug)]
-struct Offsets(Vec<u32>);
+pub(super) struct Offsets(Vec<u32>);
 
 impl Default for Offsets {
     fn default() -> Self {
@@ -196,7 +190,7 @@ impl Default for Offsets {
 }
 
 impl Offsets {
-    fn close(&mut self, end: usize) {
+    pub(super) fn close(&mut self, end: usize) {
         self.0.push(end as u32);
     }
 
@@ -208,7 +202,11 @@ impl Offsets {
         self.0.len() - 1
     }
 
-    fn clear(&mut self) {
+    pub(super) fn shape(&self) -> Shape<'_> {
+        Shape::Lists(&self.0)
+    }
+
+    pub(super) fn clear(&mut self) {
         self.0.truncate(1);
     }
 }

@@ -60,8 +60,7 @@ pub struct RowGroup {
 }
 
 enum ColumnChunk {
-    /// Lists of ids.
-    Ids(pages::Chunk),
+    Pages(pages::Chunk),
     Table(ArrowColumnChunk),
 }
 
@@ -95,7 +94,7 @@ impl ShardWriter {
             let mut file = self.file.next_row_group()?;
             for chunk in group.chunks {
                 match chunk {
-                    ColumnChunk::Ids(chunk) => file.append_column(&chunk.bytes, chunk.close)?,
+                    ColumnChunk::Pages(chunk) => file.append_column(&chunk.bytes, chunk.close)?,
                     ColumnChunk::Table(chunk) => chunk.append_to_row_group(&mut file)?,
                 }
             }
@@ -120,16 +119,16 @@ impl ShardWriter {
 }
 
 impl GroupEncoder {
-    /// Encodes columns of ids.
-    pub fn ids(&self, columns: &[Column<'_>], pages: &mut PageEncoder) -> Result<RowGroup> {
+    /// Encodes columns by [`super::pages`].
+    pub fn pages(&self, columns: &[Column<'_>], pages: &mut PageEncoder) -> Result<RowGroup> {
         debug_assert_eq!(columns.len(), self.columns.num_columns());
         let described = self.columns.columns().iter().cloned();
         let chunks = columns.iter().zip(described).map(|(column, described)| pages.encode(*column, described));
-        let chunks: std::result::Result<_, _> = chunks.map(|chunk| chunk.map(ColumnChunk::Ids)).collect();
-        Ok(RowGroup { rows: columns[0].rows(), chunks: chunks.map_err(|e| failure(&self.path, &e))? })
+        let chunks: std::result::Result<_, _> = chunks.map(|chunk| chunk.map(ColumnChunk::Pages)).collect();
+        Ok(RowGroup { rows: columns[0].shape.rows(), chunks: chunks.map_err(|e| failure(&self.path, &e))? })
     }
 
-    /// Encodes a batch of any columns.
+    /// Encodes a batch of any columns by the Arrow writer.
     pub fn table(&self, batch: &RecordBatch) -> Result<RowGroup> {
         debug_assert_eq!(batch.schema(), self.schema);
         let encode = || -> std::result::Result<Vec<ColumnChunk>, ParquetError> {
@@ -153,16 +152,14 @@ fn open(
     metadata: &[(String, String)],
 ) -> std::result::Result<SerializedFileWriter<Hashing>, ParquetError> {
     let metadata = metadata.iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone())).collect();
-    let mut properties = WriterProperties::builder()
+    let properties = WriterProperties::builder()
         .set_writer_version(WriterVersion::PARQUET_1_0)
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
         .set_created_by(format!("flanc {} ({ENGINE})", env!("CARGO_PKG_VERSION")))
         // The page index is written; minima of token ids would only make it larger.
         .set_statistics_enabled(EnabledStatistics::None)
+        .set_column_statistics_enabled(ColumnPath::from("answer"), EnabledStatistics::Page)
         .set_key_value_metadata(Some(metadata));
-    for scalar in ["row", "answer"] {
-        properties = properties.set_column_statistics_enabled(ColumnPath::from(scalar), EnabledStatistics::Page);
-    }
     // The Arrow schema is not put beside it: readers see plain Parquet types, and text columns stay text.
     let root = ArrowSchemaConverter::new().convert(schema)?.root_schema_ptr();
     SerializedFileWriter::new(file, root, Arc::new(properties.build()))

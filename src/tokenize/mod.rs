@@ -267,7 +267,7 @@ pub struct Encoder<'t> {
     options: EncodeOptions,
 }
 
-/// A short text and its ids, side by side in memory: looking one up is half of what joining takes.
+/// A short text and its ids, a cache line in all. Ends are seven bytes on average, and hardly one in a thousand is longer.
 #[derive(Clone)]
 #[repr(align(64))]
 struct End {
@@ -278,20 +278,12 @@ struct End {
 }
 
 impl End {
-    const LONGEST: usize = 62;
-    const MOST_IDS: usize = 16;
-    /// As many are remembered, half a megabyte in all.
-    const REMEMBERED: usize = 4096;
+    const LONGEST: usize = 30;
+    const MOST_IDS: usize = 8;
+    /// As many are remembered, a megabyte in all.
+    const REMEMBERED: usize = 1 << 14;
     /// The empty text has no ids.
     const EMPTY: End = End { length: 0, count: 0, text: [0; End::LONGEST], ids: [0; End::MOST_IDS] };
-
-    fn text(&self) -> &[u8] {
-        &self.text[..usize::from(self.length)]
-    }
-
-    fn ids(&self) -> &[u32] {
-        &self.ids[..usize::from(self.count)]
-    }
 }
 
 /// A text that is part of several others, with the ids of all but its ends.
@@ -359,11 +351,13 @@ impl Encoder<'_> {
         }
         let slot = xxh3_64(text.as_bytes()) as usize % End::REMEMBERED;
         let known = &self.ends[slot];
-        if known.text() == text.as_bytes() {
-            ids.extend_from_slice(known.ids());
+        let start = ids.len();
+        if known.text[..usize::from(known.length)] == *text.as_bytes() {
+            // All of them, which is one copy of a known size, and then as many as there are.
+            ids.extend_from_slice(&known.ids);
+            ids.truncate(start + usize::from(known.count));
             return Ok(());
         }
-        let start = ids.len();
         self.encode_into(text, ids)?;
         let found = &ids[start..];
         if found.len() <= End::MOST_IDS {

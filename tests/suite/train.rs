@@ -330,7 +330,7 @@ fn overwrite<'i>(bench: &Bench, ids: impl IntoIterator<Item = &'i [u32]>, target
         rows.push(ids, target_start);
         rows.close(128, 0);
     }
-    writer.write(groups.ids(&rows.columns(), &mut PageEncoder::default()).unwrap()).unwrap();
+    writer.write(groups.pages(&rows.columns(), &mut PageEncoder::default()).unwrap()).unwrap();
     let info = writer.finish().unwrap();
     let files = manifest["files"].as_array_mut().unwrap();
     files.retain(|f| !f["path"].as_str().unwrap().starts_with("mixture/"));
