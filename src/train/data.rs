@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::diag::{Diagnostic, Result};
 use crate::model::ops::Batch;
-use crate::shard::manifest::{self, Manifest};
+use crate::shard::manifest::{self, Manifest, TokenizerEntry};
 use crate::shard::pages::IGNORED;
 use crate::shard::reader::{self, ShardReader, lists_i32};
 
@@ -40,7 +40,7 @@ pub struct Data {
     pub validation: Option<Shards>,
     /// Hash of the plan.
     pub plan: String,
-    pub end_of_text: u32,
+    pub tokenizer: TokenizerEntry,
 }
 
 impl Data {
@@ -61,7 +61,7 @@ impl Data {
                 .help("every task of the recipe may be held out, or skipped: see `skipped` in manifest.json")
         })?;
         let validation = Shards::open(root, &manifest, "validation", limits)?;
-        Ok(Data { train, validation, plan: manifest.plan, end_of_text: manifest.tokenizer.eos.0 })
+        Ok(Data { train, validation, plan: manifest.plan, tokenizer: manifest.tokenizer })
     }
 }
 

@@ -26,6 +26,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use self::checkpoint::State;
 use self::data::{Data, Limits};
@@ -40,7 +41,7 @@ use crate::model::ops::Ops;
 use crate::model::ranks::Ranks;
 use crate::model::{speed, weights};
 use crate::seed::Seed;
-use crate::shard::manifest;
+use crate::shard::manifest::{self, TokenizerEntry};
 use crate::storage;
 
 /// Where a model comes from.
@@ -154,7 +155,7 @@ pub fn train<O: Ops + Send>(run: &Run, ranks: &mut Ranks, report: &mut (dyn FnMu
     let trainer = steps::Trainer { run, data: &data, decoder: &decoder, ceiling };
     steps::steps(&trainer, &mut ops, ranks, &mut state, &mut say)?;
     if leads {
-        finish(run, &decoder, &ops)?;
+        finish(run, &data.tokenizer, &decoder, &ops)?;
     }
     say(Event::Finished { step: state.step, seconds: began.elapsed().as_secs_f64() })?;
     if leads {
@@ -272,9 +273,20 @@ fn prepare<O: Ops>(run: &Run, config: Config, data: &Data, state: &State, ranks:
 }
 
 /// Writes the finished model, and the tokenizer that belongs to it.
-fn finish(run: &Run, decoder: &Decoder, ops: &impl Ops) -> Result<()> {
+fn finish(run: &Run, tokenizer: &TokenizerEntry, decoder: &Decoder, ops: &impl Ops) -> Result<()> {
     let directory = run.out.join("model");
-    let tokenizer = storage::map(&run.data.join(manifest::TOKENIZER))?;
-    storage::write(&directory.join(manifest::TOKENIZER), &tokenizer)?;
+    storage::write(&directory.join(manifest::TOKENIZER), &storage::map(&run.data.join(manifest::TOKENIZER))?)?;
+    let ((end, end_text), (padding, padding_text)) = (&tokenizer.eos, &tokenizer.pad);
+    // Without a class, transformers takes that of the model's type, which adds control tokens of its own, with ids that
+    // the model does not have.
+    let read_by = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end_text, "pad_token": padding_text,
+        "model_max_length": decoder.config.max_positions, "clean_up_tokenization_spaces": false,
+    });
+    // What ends an answer now; config.json goes on saying what the model came with.
+    let generates_to = json!({ "eos_token_id": end, "pad_token_id": padding });
+    for (name, value) in [("tokenizer_config.json", read_by), ("generation_config.json", generates_to)] {
+        storage::write(&directory.join(name), format!("{value:#}\n").as_bytes())?;
+    }
     weights::save(&directory, decoder, ops, run.settings.dtype)
 }

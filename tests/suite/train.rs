@@ -126,6 +126,14 @@ fn the_loss_falls_and_a_second_run_does_nothing() {
         assert!(files.contains(&name.to_owned()), "{files:?}");
     }
 
+    // The ends of texts are those of the data, whatever transformers takes for a model of this type.
+    let said = |name: &str| -> serde_json::Value {
+        serde_json::from_str(&fs::read_to_string(first.out.join("model").join(name)).unwrap()).unwrap()
+    };
+    assert_eq!(said("tokenizer_config.json")["tokenizer_class"], "PreTrainedTokenizerFast");
+    assert_eq!(said("tokenizer_config.json")["eos_token"], "<eos>");
+    assert_eq!(said("generation_config.json"), serde_json::json!({ "eos_token_id": 1, "pad_token_id": 0 }));
+
     let (outcome, events) = train(&first);
     assert_eq!((outcome.unwrap(), events), (Summary { trained: false, ..summary }, Vec::new()));
 
