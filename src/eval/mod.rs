@@ -35,7 +35,7 @@ use self::metrics::{Metric, headline, of_answer, of_choice};
 use self::questions::{Question, questions, shards};
 use crate::diag::{Diagnostic, Result};
 use crate::model::ops::Ops;
-use crate::model::weights;
+use crate::model::{vocabulary, weights};
 use crate::shard::manifest::{self, Manifest};
 use crate::tokenize::Tokenizer;
 
@@ -133,6 +133,7 @@ pub fn evaluate<O: Ops>(evaluation: &Evaluation, mut report: impl FnMut(&TaskSco
             .help("compile with the tokenizer of the model: `tokenizer.file` in the recipe")
             .into());
     }
+    vocabulary::same_tokens(&evaluation.model, &evaluation.data.join(manifest::TOKENIZER))?;
     let mut examiner = Examiner {
         evaluation,
         model: Model::<O>::open(&evaluation.model, config, evaluation.micro_batch)?,

@@ -10,4 +10,5 @@ pub mod decoder;
 pub mod ops;
 pub mod ranks;
 pub mod speed;
+pub mod vocabulary;
 pub mod weights;

@@ -39,7 +39,7 @@ use crate::model::config::Config;
 use crate::model::decoder::{Decoder, Layout, Purpose};
 use crate::model::ops::Ops;
 use crate::model::ranks::Ranks;
-use crate::model::{speed, weights};
+use crate::model::{speed, vocabulary, weights};
 use crate::seed::Seed;
 use crate::shard::manifest::{self, TokenizerEntry};
 use crate::storage;
@@ -96,7 +96,11 @@ pub fn lay_out<O: Ops>(config: Config, settings: &Settings, sequence: usize, ran
 /// Opens the data of a run for its model.
 pub fn open(run: &Run, config: &Config) -> Result<Data> {
     run.settings.check()?;
-    Data::open(&run.data, Limits { vocabulary: config.vocabulary, positions: config.max_positions })
+    let data = Data::open(&run.data, Limits { vocabulary: config.vocabulary, positions: config.max_positions })?;
+    if let Origin::Checkpoint(model) = &run.origin {
+        vocabulary::same_tokens(model, &run.data.join(manifest::TOKENIZER))?;
+    }
+    Ok(data)
 }
 
 /// How the rows of a step are cut into passes.

@@ -340,6 +340,9 @@ fn the_program_prints_a_table_and_says_what_is_missing() {
     let output = program(&["--task", "rta"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("did you mean `rte`?"), "{}", stderr(&output));
+    let own = fs::read_to_string(data.join("tokenizer.json")).unwrap();
+    fs::write(model.join("tokenizer.json"), own.replace("\"<eos>\"", "\"<end>\"")).unwrap();
+    assert!(stderr(&program(&[])).contains("error[other-tokenizer]"));
     fs::remove_dir_all(&model).unwrap();
     assert!(stderr(&program(&[])).contains("config.json"));
 }

@@ -475,6 +475,27 @@ fn rows_that_do_not_fit_are_refused() {
     assert!(said.contains("error[profile]") && said.contains("`sft`"), "{said}");
 }
 
+/// Ids of another tokenizer are valid ids. A model is told by the one beside its weights, however that is laid out.
+#[test]
+fn data_in_other_tokens_is_refused() {
+    let mut bench = Bench::new();
+    train(&bench.run("first", SETTINGS)).0.unwrap();
+    let model = bench.scratch.join("first/model");
+    bench.origin = Origin::Checkpoint(model.clone());
+    let run = bench.run("run", SETTINGS);
+    let path = model.join("tokenizer.json");
+    let mut tokenizer: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    fs::write(&path, tokenizer.to_string()).unwrap();
+    flanc::train::open(&run, &flanc::train::config(&run.origin).unwrap()).unwrap();
+    let words = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+    for id in words.values_mut().filter(|id| [700, 701].contains(&id.as_u64().unwrap())) {
+        *id = (1401 - id.as_u64().unwrap()).into();
+    }
+    fs::write(&path, tokenizer.to_string()).unwrap();
+    let said = train(&run).0.unwrap_err().to_string();
+    assert!(said.contains("error[other-tokenizer]") && said.contains("id 700 to be"), "{said}");
+}
+
 /// What the README begins with: a recipe is compiled, a small model trained and evaluated on what was held out.
 #[test]
 fn one_command_from_recipe_to_model() {
