@@ -18,7 +18,7 @@ use crate::model::cuda::context;
 use crate::model::cuda::driver::Driver;
 use crate::model::cuda::{Cuda, layout};
 use crate::model::ranks::{Place, Ranks};
-use crate::storage;
+use crate::model::speed;
 use crate::train::settings::Settings;
 use crate::train::{Origin, Run, Summary, config, lay_out, open, train};
 
@@ -222,7 +222,7 @@ impl Train {
             (decoder, layout::plan(table).0, free, "in bf16, sums and weights in f32, on a GPU")
         } else {
             let (decoder, table) = lay_out::<Cpu>(config, settings, sequence, ranks);
-            (decoder, table, free_memory(), "in f32 on the CPU")
+            (decoder, table, speed::available(), "in f32 on the CPU")
         };
         let memory = self.memory.map(|gb| (gb * 1e9) as u64).or(free);
         let parameters = decoder.parameter_count(&table);
@@ -247,13 +247,6 @@ impl Train {
 /// Where a recipe is compiled to.
 fn compiled(out: &Path) -> PathBuf {
     out.join("data")
-}
-
-/// Memory that could be taken without swapping, where the system says so.
-fn free_memory() -> Option<u64> {
-    let text = storage::read_text("/proc/meminfo".as_ref()).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 
 fn text(summary: &Summary, run: &Run) -> String {

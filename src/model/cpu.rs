@@ -66,6 +66,34 @@ impl Cpu {
     fn tokens(&self) -> usize {
         self.batch.tokens()
     }
+
+    /// Takes the memory for `table`, of which there are `available` bytes: a system that promises more than it has ends the
+    /// process when the memory is used, without a word.
+    fn within(table: Table, available: Option<u64>) -> Result<Cpu> {
+        let mut left = available.unwrap_or(u64::MAX);
+        for (index, entry) in table.entries().iter().enumerate() {
+            let rest = left.checked_sub(entry.bytes(table.precision()));
+            left = rest.ok_or_else(|| table.out_of_memory(index))?;
+        }
+        let mut buffers = Vec::with_capacity(table.entries().len());
+        for (index, entry) in table.entries().iter().enumerate() {
+            let mut buffer: Vec<f32> = Vec::new();
+            buffer.try_reserve_exact(entry.len()).map_err(|_| table.out_of_memory(index))?;
+            buffer.resize(entry.len(), if entry.group == Group::Weights { f32::NAN } else { 0.0 });
+            buffers.push(buffer);
+        }
+        Ok(Cpu {
+            table,
+            buffers,
+            batch: Batch::default(),
+            rotations: Vec::new(),
+            pairs: 1,
+            weight: 0.0,
+            steps_done: 0,
+            step: None,
+            norm: Norm::default(),
+        })
+    }
 }
 
 impl Cpu {
@@ -126,24 +154,7 @@ impl Ops for Cpu {
     const SUMS_IN_ORDER: bool = true;
 
     fn allocate(table: Table) -> Result<Cpu> {
-        let mut buffers = Vec::with_capacity(table.entries().len());
-        for (index, entry) in table.entries().iter().enumerate() {
-            let mut buffer: Vec<f32> = Vec::new();
-            buffer.try_reserve_exact(entry.len()).map_err(|_| table.out_of_memory(index))?;
-            buffer.resize(entry.len(), if entry.group == Group::Weights { f32::NAN } else { 0.0 });
-            buffers.push(buffer);
-        }
-        Ok(Cpu {
-            table,
-            buffers,
-            batch: Batch::default(),
-            rotations: Vec::new(),
-            pairs: 1,
-            weight: 0.0,
-            steps_done: 0,
-            step: None,
-            norm: Norm::default(),
-        })
+        Cpu::within(table, speed::available())
     }
 
     fn table(&self) -> &Table {
@@ -737,4 +748,20 @@ fn square_sum(values: &[f32]) -> f64 {
     let blocks: Vec<f64> =
         values.par_chunks(1 << 14).map(|block| block.iter().map(|&v| f64::from(v) * f64::from(v)).sum()).collect();
     blocks.iter().sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::arena::{Bounds, Kind};
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_named_before_it_is_taken() {
+        let mut table = Table::new(Bounds::default());
+        table.add(Group::Weights, Kind::Weight, "first", &[100]);
+        table.add(Group::Activations, Kind::Activation, "second", &[100]);
+        assert!(Cpu::within(table.clone(), Some(800)).is_ok() && Cpu::within(table.clone(), None).is_ok());
+        let said = Cpu::within(table, Some(799)).err().unwrap().to_string();
+        assert!(said.contains("error[out-of-memory]") && said.contains("`second`"), "{said}");
+    }
 }

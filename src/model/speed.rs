@@ -70,6 +70,16 @@ pub fn resident() -> Option<u64> {
     Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 
+/// Bytes of memory that could be taken without swapping, where the system says so: what the machine has free, or what the
+/// process's control group allows, if that is less.
+pub fn available() -> Option<u64> {
+    let text = storage::read_text("/proc/meminfo".as_ref()).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let free = line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024;
+    let allowed = storage::read_text("/sys/fs/cgroup/memory.max".as_ref()).ok();
+    Some(allowed.and_then(|text| text.trim().parse().ok()).map_or(free, |allowed: u64| free.min(allowed)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
