@@ -203,8 +203,8 @@ fn agreed(run: &Run, config: &Config, data: &Data, ranks: &mut Ranks) -> Result<
     let there = &start.state;
     if (&there.plan, &there.model, &there.settings) != (&here.plan, &here.model, &here.settings) {
         return Err(Diagnostic::error("ranks", format!("rank {} was asked for another run than rank 0", ranks.rank()))
-            .expected(told(there))
-            .found(told(&here))
+            .expected(told(there, &here))
+            .found(told(&here, there))
             .help("give all ranks the same command, and let them see the same files")
             .into());
     }
@@ -226,9 +226,29 @@ fn fresh(run: &Run, config: &Config, data: &Data) -> State {
     }
 }
 
-/// What tells one run from another.
-fn told(state: &State) -> String {
-    format!("plan {}, model {}, {:?}", start_of(&state.plan), start_of(&state.model), state.settings)
+/// What tells one run from another, but for what is the same in `other`.
+fn told(state: &State, other: &State) -> String {
+    let said = |state: &State| {
+        let settings = toml::Value::try_from(&state.settings).expect("settings are written as TOML");
+        let mut said = vec![format!("data {}", start_of(&state.plan)), format!("model {}", start_of(&state.model))];
+        list(&mut said, "", &settings);
+        said
+    };
+    let others = said(other);
+    let only: Vec<String> = said(state).into_iter().filter(|line| !others.contains(line)).collect();
+    if only.is_empty() { "nothing of the kind".to_owned() } else { only.join(", ") }
+}
+
+/// Adds every value of a TOML table as `table.key = value`.
+fn list(said: &mut Vec<String>, name: &str, value: &toml::Value) {
+    match value.as_table() {
+        Some(table) => {
+            for (key, value) in table {
+                list(said, &[name, if name.is_empty() { "" } else { "." }, key].concat(), value);
+            }
+        }
+        None => said.push(format!("{name} = {value}")),
+    }
 }
 
 /// Where the run begins: at its last checkpoint, if it is one of this run.
@@ -247,8 +267,8 @@ fn start(run: &Run, config: &Config, data: &Data) -> Result<State> {
     if let Some(what) = differs {
         return Err(Diagnostic::error("run-differs", format!("the run that is here has {what}"))
             .at(&run.out)
-            .expected(told(&found))
-            .found(told(&fresh))
+            .expected(told(&found, &fresh))
+            .found(told(&fresh, &found))
             .help("give this run another --out, or remove the directory; more --steps are fine with a constant rate")
             .into());
     }

@@ -213,6 +213,11 @@ fn a_run_may_be_longer_but_not_another() {
     let other = Settings { seed: 18, ..parts.settings.clone() };
     let said = train(&Run { settings: other, ..parts.clone() }).0.unwrap_err().to_string();
     assert!(said.contains("error[run-differs]") && said.contains("other settings"), "{said}");
+    // Nothing but what differs is said of either.
+    assert!(
+        said.contains("expected: seed = 17, steps = 7\n") && said.contains("found: seed = 18, steps = 12\n"),
+        "{said}"
+    );
     train(&parts).0.unwrap();
     let model = |run: &Run| fs::read(run.out.join("model/model.safetensors")).unwrap();
     assert!(model(&parts) == model(&whole));
