@@ -36,7 +36,8 @@ SMALL = dict(
 CASES = {
     # Grouped queries, a head of its own.
     "llama": LlamaConfig(**SMALL, tie_word_embeddings=False),
-    # As many key as query heads, tied head, biases, Llama 3's rotations: all three of their ranges occur.
+    # As many key as query heads, tied head, biases, Llama 3's rotations. Of three frequencies the first is kept, the others are
+    # divided; none is interpolated (a test of src/model/config.rs has those).
     "llama3-tied": LlamaConfig(**{
         **SMALL, "num_key_value_heads": 4, "tie_word_embeddings": True, "attention_bias": True, "rope_theta": 500.0,
         "rope_scaling": {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,

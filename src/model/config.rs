@@ -408,6 +408,28 @@ mod tests {
         assert_eq!(older.rotation_frequencies()[0], 0.5);
     }
 
+    /// Llama 3.1's, as transformers 4.44.2 computes them: those up to pair 28 are kept, those from 35 on divided.
+    #[test]
+    fn frequencies_of_llama_3_are_kept_interpolated_or_divided() {
+        let config = Config::parse(&format!(
+            r#"{SMALL}, "head_dim": 128, "rope_theta": 500000.0, "rope_scaling": {{"rope_type": "llama3", "factor": 8.0,
+                "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}}}}"#
+        ));
+        let frequencies = config.unwrap().rotation_frequencies();
+        for (pair, expected) in [
+            (0, 1.0),
+            (28, 3.211_446e-3),
+            (29, 2.166_570_6e-3),
+            (31, 8.567_514_6e-4),
+            (34, 1.785_077_9e-4),
+            (35, 9.556_212e-5),
+            (63, 3.068_926e-7),
+        ] {
+            let found: f32 = frequencies[pair];
+            assert!((found / expected - 1.0).abs() < 1e-5, "pair {pair}: {found:e}, not {expected:e}");
+        }
+    }
+
     #[test]
     fn what_is_not_supported_is_named() {
         assert!(refusal(r#", "hidden_act": "gelu""#).contains("`hidden_act`"));
