@@ -73,7 +73,7 @@ impl Compare {
             reports.push(pool.install(|| self.asking.evaluate(device, self.model(way), &self.prompts(way), done))?);
         }
         let name = Path::new(&recipe.name).file_name().unwrap_or_default().to_string_lossy();
-        let comparison = compare(&name, self.shots as usize, self.asking.limit, reports);
+        let comparison = compare(&name, self.shots as usize, self.asking.limit.get(), reports);
         let (text, json) = (markdown(&comparison), serde_json::json!(comparison));
         write(&self.out, "report.md", &text, &json, &comparison.chart())?;
         if self.asking.json {

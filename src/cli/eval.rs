@@ -1,12 +1,13 @@
 //! `flanc eval`: a model on the held-out tasks of a compile.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
 use super::compare::Compare;
 use super::device::{Chosen, Device};
-use super::{Outcome, print};
+use super::{Outcome, grouped, print};
 use crate::diag::Result;
 use crate::eval::chart::{self, Chart};
 use crate::eval::interval::Score;
@@ -59,13 +60,13 @@ pub struct Asking {
     /// Only this task; may be given more than once
     #[arg(long = "task", value_name = "NAME")]
     tasks: Vec<String>,
-    /// Most prompts of a template
-    #[arg(long, value_name = "N", default_value_t = 200)]
-    pub limit: usize,
+    /// Most prompts of a template: the first ones of each split
+    #[arg(long, value_name = "N", default_value = "200")]
+    pub limit: NonZeroUsize,
     /// Most tokens of a generated answer
     #[arg(long, value_name = "N", default_value_t = 64)]
     longest_answer: usize,
-    /// Tokens that go through the model at a time; on the CPU, keys and values of four times as many are kept
+    /// Tokens that go through the model at a time, if no prompt is longer; keys and values of four times as many are kept
     #[arg(long, value_name = "N", default_value_t = 4096)]
     micro_batch: usize,
     /// What computes
@@ -86,7 +87,7 @@ impl Asking {
             model: model.to_owned(),
             data: data.to_owned(),
             tasks: self.tasks.clone(),
-            limit: self.limit,
+            limit: self.limit.get(),
             longest_answer: self.longest_answer,
             micro_batch: self.micro_batch,
         };
@@ -163,5 +164,6 @@ fn table(report: &Report) -> String {
         let score = with_interval(Some(&cluster.score));
         text.push_str(&format!("{}, {tasks}: {score}\n", cluster.cluster));
     }
+    text.push_str(&format!("\nof up to {} prompts of each template (--limit)\n", grouped(report.limit as u64)));
     text
 }

@@ -41,10 +41,11 @@ impl Text {
 }
 
 impl<O: Ops> Model<O> {
-    /// Loads a model to answer questions of up to `micro_batch` tokens at a time, or as many as the longest text has.
-    pub fn open(directory: &Path, config: Config, micro_batch: usize) -> Result<Model<O>> {
+    /// Loads a model to answer questions, of which the longest asks for `longest` tokens, by `micro_batch` tokens at a time,
+    /// or as many as that one has.
+    pub fn open(directory: &Path, config: Config, micro_batch: usize, longest: usize) -> Result<Model<O>> {
         let positions = config.max_positions;
-        let tokens = micro_batch.max(positions.min(LONGEST));
+        let tokens = micro_batch.max(longest.min(positions).min(LONGEST)).max(1);
         let purpose = Purpose::Score { places: KEPT * tokens };
         let (decoder, table) = Decoder::lay_out(config, Layout { tokens, logit_rows: 512.min(tokens), purpose });
         let mut ops = O::allocate(table)?;

@@ -32,7 +32,7 @@ use self::answer::Model;
 use self::chart::{Chart, Group, Panel};
 use self::interval::{Draws, Measured, Resampled, Score};
 use self::metrics::{Metric, headline, of_answer, of_choice};
-use self::questions::{Question, questions, shards};
+use self::questions::{Question, longest, questions, shards};
 use crate::diag::{Diagnostic, Result};
 use crate::model::ops::Ops;
 use crate::model::{vocabulary, weights};
@@ -111,6 +111,8 @@ pub struct Report {
     pub model: String,
     /// Hash of the plan of the data.
     pub plan: String,
+    /// Most prompts of a template.
+    pub limit: usize,
     /// How metrics were computed that there are several ways for.
     pub signatures: BTreeMap<Metric, &'static str>,
     /// How scores that are no shares got their intervals.
@@ -134,9 +136,11 @@ pub fn evaluate<O: Ops>(evaluation: &Evaluation, mut report: impl FnMut(&TaskSco
             .into());
     }
     vocabulary::same_tokens(&evaluation.model, &evaluation.data.join(manifest::TOKENIZER))?;
+    // What is not asked for takes no memory: models take far longer texts than prompts are.
+    let longest = longest(&evaluation.data, &shards, config.vocabulary, evaluation.longest_answer)?;
     let mut examiner = Examiner {
         evaluation,
-        model: Model::<O>::open(&evaluation.model, config, evaluation.micro_batch)?,
+        model: Model::<O>::open(&evaluation.model, config, evaluation.micro_batch, longest)?,
         tokenizer,
         end: manifest.tokenizer.eos.0,
         continuation: manifest.recipe["wrapper"] == "continuation",
@@ -155,6 +159,7 @@ pub fn evaluate<O: Ops>(evaluation: &Evaluation, mut report: impl FnMut(&TaskSco
     Ok(Report {
         model: evaluation.model.display().to_string(),
         plan: manifest.plan,
+        limit: evaluation.limit,
         signatures: Metric::ALL.into_iter().filter_map(signature).collect(),
         intervals: interval::METHOD.to_owned(),
         clusters: clusters(&tasks),

@@ -74,6 +74,17 @@ pub fn shards(data: &Path, manifest: &Manifest, tasks: &[String]) -> Result<Shar
     Ok(found)
 }
 
+/// Tokens of the longest text that the prompts of some shards ask a model to look at.
+pub fn longest(root: &Path, shards: &Shards, vocabulary: usize, longest_answer: usize) -> Result<usize> {
+    let mut longest = 0;
+    for file in shards.values().flat_map(BTreeMap::values).flatten() {
+        let asked = questions(root, file, vocabulary)?;
+        let asked = asked.iter().filter(|question| question.original);
+        longest = asked.map(|question| question.longest(longest_answer)).fold(longest, usize::max);
+    }
+    Ok(longest)
+}
+
 /// Reads the prompts of an evaluation shard.
 pub fn questions(root: &Path, file: &str, vocabulary: usize) -> Result<Vec<Question>> {
     const BATCH: usize = 1024;

@@ -160,7 +160,7 @@ fn keeping_keys_and_values_changes_nothing() {
             .iter()
             .map(|&micro_batch| {
                 let config = weights::config(&scratch.join("model")).unwrap();
-                let mut model = Model::<Cpu>::open(&scratch.join("model"), config, micro_batch).unwrap();
+                let mut model = Model::<Cpu>::open(&scratch.join("model"), config, micro_batch, 256).unwrap();
                 if ranked {
                     for (question, likelihoods) in asked.iter().zip(model.likelihoods(&asked)) {
                         for (option, likelihood) in question.options.iter().zip(likelihoods) {
@@ -196,6 +196,18 @@ fn keeping_keys_and_values_changes_nothing() {
             .collect();
         assert!(answers.windows(2).all(|pair| pair[0] == pair[1]));
     }
+}
+
+/// A pass is as long as it was asked to be, or as the longest text has to be; not as the longest that the model takes.
+#[test]
+fn memory_is_for_texts_that_are_asked_about() {
+    let scratch = bench(0.3);
+    let tokens = |micro_batch: usize, longest: usize| {
+        let config = weights::config(&scratch.join("model")).unwrap();
+        let model = Model::<Cpu>::open(&scratch.join("model"), config, micro_batch, longest).unwrap();
+        (model.decoder.layout.tokens, model.longest)
+    };
+    assert_eq!([tokens(1, 100), tokens(160, 100), tokens(1, 1000)], [(100, 100), (160, 160), (256, 256)]);
 }
 
 /// A model that finds every token equally likely: a token, the first option wins; in all, the first of the shortest.
@@ -331,6 +343,7 @@ fn the_program_prints_a_table_and_says_what_is_missing() {
     assert!(said.contains("rte (natural-language-inference), by accuracy\n"), "{said}");
     assert!(said.contains("web_nlg_en (struct-to-text), by ROUGE-1\n"), "{said}");
     assert!(said.contains("best on validation rows"), "{said}");
+    assert!(said.ends_with("\nof up to 5 prompts of each template (--limit)\n"), "{said}");
     assert_eq!(fs::read_to_string(out.join("report.txt")).unwrap(), said);
     let chart = fs::read_to_string(out.join("chart.svg")).unwrap();
     assert!(chart.contains(">rte<") && !chart.contains("NaN"), "{chart}");

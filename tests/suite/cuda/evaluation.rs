@@ -111,7 +111,7 @@ fn answers_are_those_of_the_cpu() {
         decoder.logits(&mut cpu, &batch)
     };
 
-    let mut cuda = Model::<Cuda<Simulated>>::open(&model, config(), 200).unwrap();
+    let mut cuda = Model::<Cuda<Simulated>>::open(&model, config(), 200, 200).unwrap();
     let asked = |task: &str| {
         let file = format!("eval/{task}/test-00000-of-00001.parquet");
         let mut asked = questions(&scratch.join("data"), &file, 2048).unwrap();
