@@ -68,13 +68,13 @@ pub struct Train {
     /// Threads to use [default: all]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Print what memory goes where and whether it fits, and do nothing
+    /// Print what memory goes where and whether it fits, and do not train (a recipe is compiled: its rows count)
     #[arg(long)]
     plan: bool,
     /// Memory that --plan compares with, in GB [default: what this machine has free]
     #[arg(long, value_name = "GB", requires = "plan")]
     memory: Option<f64>,
-    /// Print every event, and the summary, as a JSON object a line
+    /// Print every event, and the summary or what went wrong, as a JSON object a line
     #[arg(long)]
     json: bool,
     #[command(flatten, next_help_heading = "With --recipe")]
@@ -118,6 +118,22 @@ impl OriginOptions {
 
 impl Train {
     pub fn run(self) -> Outcome {
+        let json = self.json;
+        let outcome = self.train();
+        if json && let Err(Failure::Diagnostics(list)) = &outcome {
+            for diagnostic in list {
+                let (code, message) = (diagnostic.code, &diagnostic.message);
+                let text = diagnostic.to_string();
+                print(&format!(
+                    "{}\n",
+                    serde_json::json!({ "event": "failed", "code": code, "message": message, "text": text })
+                ))?;
+            }
+        }
+        outcome
+    }
+
+    fn train(self) -> Outcome {
         let origin = self.origin.origin();
         let settings = self.settings(&origin)?;
         let out = self.out.clone().unwrap_or_default();

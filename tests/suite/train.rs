@@ -540,4 +540,8 @@ fn the_program_plans_and_says_what_is_wrong() {
     let output = bench.program("run", "stepz = 3").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("error[train-settings]"), "{}", stderr(&output));
+    // Whoever reads JSON is told as well.
+    let output = bench.program("run", "steps = 0").arg("--json").output().unwrap();
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((said["event"].as_str(), said["code"].as_str()), (Some("failed"), Some("train-settings")));
 }
