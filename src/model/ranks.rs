@@ -47,7 +47,7 @@ impl Place {
     /// | | by hand, torchrun | srun |
     /// | --- | --- | --- |
     /// | rank | `RANK` | `SLURM_PROCID` |
-    /// | ranks | `WORLD_SIZE` | `SLURM_STEP_NUM_TASKS` or `SLURM_NTASKS` |
+    /// | ranks | `WORLD_SIZE` | `SLURM_STEP_NUM_TASKS` |
     /// | rank within the machine | `LOCAL_RANK` | `SLURM_LOCALID` |
     /// | where rank 0 is | `MASTER_ADDR`, `MASTER_PORT` | the same, or the first of `SLURM_STEP_NODELIST` |
     ///
@@ -64,7 +64,8 @@ impl Place {
         let (ranks, sizes, locals) = if variable("WORLD_SIZE").is_some() {
             (&["RANK"][..], &["WORLD_SIZE"][..], &["LOCAL_RANK"][..])
         } else {
-            (&["SLURM_PROCID"][..], &["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"][..], &["SLURM_LOCALID"][..])
+            // `SLURM_NTASKS` is no sign of other processes: a batch script has it too, with a `SLURM_PROCID` of 0, and is alone.
+            (&["SLURM_PROCID"][..], &["SLURM_STEP_NUM_TASKS"][..], &["SLURM_LOCALID"][..])
         };
         let Some(size) = number(sizes)?.filter(|&size| size > 1) else { return Ok(None) };
         let Some(rank) = number(ranks)? else {
@@ -374,12 +375,13 @@ mod tests {
         let agent = [("MASTER_PORT", "1234"), ("TORCHELASTIC_USE_AGENT_STORE", "True")];
         is(&[&torchrun[..], &agent].concat(), 3, 8, 1, "n1", 1235);
         is(&[("RANK", "1"), ("WORLD_SIZE", "2")], 1, 2, 1, "127.0.0.1", 29_500);
-        let srun = [("SLURM_PROCID", "5"), ("SLURM_NTASKS", "8"), ("SLURM_LOCALID", "2")];
+        let srun = [("SLURM_PROCID", "5"), ("SLURM_STEP_NUM_TASKS", "8"), ("SLURM_LOCALID", "2")];
         let nodes = [("SLURM_STEP_NODELIST", "gpu[07-09,12],cpu1")];
         is(&[&srun[..], &nodes].concat(), 5, 8, 2, "gpu07", 29_500);
         is(&[&srun[..], &nodes, &[("MASTER_ADDR", "here")]].concat(), 5, 8, 2, "here", 29_500);
 
-        for none in [&[][..], &[("WORLD_SIZE", "1"), ("RANK", "0")], &[("SLURM_NTASKS", "4")]] {
+        let batch_script = [("SLURM_PROCID", "0"), ("SLURM_NTASKS", "4"), ("SLURM_LOCALID", "0")];
+        for none in [&[][..], &[("WORLD_SIZE", "1"), ("RANK", "0")], &[("SLURM_STEP_NUM_TASKS", "4")], &batch_script] {
             assert_eq!(place(none).unwrap(), None, "{none:?}");
         }
         for (wrong, says) in [
