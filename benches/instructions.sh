@@ -27,7 +27,7 @@ if ! command -v valgrind >/dev/null; then
   exit 0
 fi
 stages=(
-  "tokenizer:flanc::tokenize::Tokenizer::from_json"
+  "tokenizer:flanc::tokenize::Tokenizer::open_to_compare"
   "decode:flanc::ingest::features::Decoder::decode"
   "fields:flanc::template::engine::Program::bind"
   "encode:flanc::expand::Worker::encode_joined"

@@ -17,12 +17,15 @@ use crate::storage::{self, Mapped};
 
 /// Bytes that scattering one task shard holds before it writes them out.
 const SCATTER_BYTES: usize = 16 << 20;
+/// Parts of a mixture shard, by key: prompts that stand near each other in the mixture lie near each other in the run, so
+/// that what is fetched for one of its rows is in the processor's cache for the next.
+const PARTS: usize = 16;
 
 /// A scattered task shard: a file, and where in it the prompts of each mixture shard lie.
 pub(super) struct Run {
     bytes: Mapped,
     width: Width,
-    /// By mixture shard.
+    /// By part of the mixture.
     stretches: Vec<Vec<Range<usize>>>,
     path: PathBuf,
 }
@@ -77,8 +80,9 @@ pub(super) fn scatter(
     let order = Seed(plan.recipe.seed).stream(&["order", name]);
     let picks = draw_stream(plan, task);
     let mut file = storage::Scratch::create(path)?;
-    let mut buckets: Vec<Vec<u8>> = vec![Vec::new(); shards];
-    let mut stretches = vec![Vec::new(); shards];
+    let parts = shards * PARTS;
+    let mut buckets: Vec<Vec<u8>> = vec![Vec::new(); parts];
+    let mut stretches = vec![Vec::new(); parts];
     let (mut held, mut written) = (0, 0);
     let mut spill = |buckets: &mut Vec<Vec<u8>>| -> Result<()> {
         for (bucket, stretches) in buckets.iter_mut().zip(&mut stretches) {
@@ -111,7 +115,7 @@ pub(super) fn scatter(
                 let stream = order.at(u64::from(origin.split)).at(origin.row).at(u64::from(origin.template));
                 for repeat in 0..draw.passes + u64::from(more) {
                     let key = stream.draw(repeat);
-                    let bucket = &mut buckets[((u128::from(key) * shards as u128) >> 64) as usize];
+                    let bucket = &mut buckets[((u128::from(key) * parts as u128) >> 64) as usize];
                     let before = bucket.len();
                     bucket.extend(key.to_le_bytes());
                     bucket.extend(origin.row.to_le_bytes());
@@ -156,7 +160,7 @@ pub(super) struct Scattered<'r> {
 impl Run {
     /// Where the prompts of a mixture shard begin.
     pub(super) fn places(&self, shard: usize) -> impl Iterator<Item = (usize, Scattered<'_>)> {
-        self.stretches[shard].iter().flat_map(move |stretch| {
+        self.stretches[shard * PARTS..(shard + 1) * PARTS].iter().flatten().flat_map(move |stretch| {
             let mut at = stretch.start;
             std::iter::from_fn(move || {
                 (at < stretch.end).then(|| {

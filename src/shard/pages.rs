@@ -101,6 +101,7 @@ pub struct PageEncoder {
     dictionary: Dictionary,
     /// Numbers of the dictionary that are not yet in the page.
     open: Vec<u32>,
+    chunk: Vec<u8>,
 }
 
 /// Numbers for what occurs in a column, as it comes.
@@ -157,6 +158,7 @@ impl Default for PageEncoder {
             compressed: Vec::new(),
             dictionary: Dictionary::default(),
             open: Vec::new(),
+            chunk: Vec::new(),
         }
     }
 }
@@ -166,7 +168,7 @@ impl PageEncoder {
     pub fn encode(&mut self, column: Column<'_>, described: ColumnDescPtr) -> Result<Chunk> {
         let Column { shape, values } = column;
         let rows = shape.rows();
-        let mut sink = TrackedWrite::new(Vec::new());
+        let mut sink = TrackedWrite::new(std::mem::take(&mut self.chunk));
         let mut index = OffsetIndexBuilder::new();
         let (mut uncompressed, mut written, mut encodings) = (0, 0, vec![Encoding::RLE]);
         let mut data = 0;
@@ -208,7 +210,9 @@ impl PageEncoder {
             uncompressed += spec.uncompressed_size as i64;
             written += entries as i64;
         }
-        let bytes = sink.into_inner()?;
+        self.chunk = sink.into_inner()?;
+        let bytes = Bytes::copy_from_slice(&self.chunk);
+        self.chunk.clear();
         let mut description = ColumnChunkMetaData::builder(described);
         if let Values::Rows(rows) = values {
             let (least, greatest) = (rows.iter().min(), rows.iter().max());
@@ -233,7 +237,7 @@ impl PageEncoder {
             column_index: None,
             offset_index: Some(index.build()),
         };
-        Ok(Chunk { bytes: Bytes::from(bytes), close })
+        Ok(Chunk { bytes, close })
     }
 
     /// The page, compressed.
