@@ -170,7 +170,11 @@ impl PageEncoder {
         let rows = shape.rows();
         let mut sink = TrackedWrite::new(std::mem::take(&mut self.chunk));
         let mut index = OffsetIndexBuilder::new();
-        let (mut uncompressed, mut written, mut encodings) = (0, 0, vec![Encoding::RLE]);
+        let mut encodings = match shape {
+            Shape::Flat(_) => Vec::new(),
+            Shape::Lists(_) => vec![Encoding::RLE], // of levels
+        };
+        let (mut uncompressed, mut written) = (0, 0);
         let mut data = 0;
         if let Some(num_values) = self.dictionary_page(values) {
             let page =
