@@ -50,6 +50,12 @@ CASES = {
     "qwen2": Qwen2Config(**SMALL, tie_word_embeddings=True),
     "qwen2-untied": Qwen2Config(**{**SMALL, "num_attention_heads": 6, "num_key_value_heads": 3, "rope_theta": 1e6}),
     "qwen3": LlamaConfig(**SMALL, tie_word_embeddings=True),
+    # YaRN, as documented for Qwen: its formula is that of all classes, but this version's Qwen2 has none. The first of eight
+    # frequencies is kept, the next four are interpolated, the others divided. This version takes `max_position_embeddings`
+    # for the original context, so that the two have to be the same.
+    "llama-yarn": LlamaConfig(**{
+        **SMALL, "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "rope_theta": 100.0,
+        "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}),
 }
 LENGTHS = [13, 1, 29, 2, 19]
 

@@ -50,7 +50,7 @@ impl<O: Ops> Model<O> {
         let (decoder, table) = Decoder::lay_out(config, Layout { tokens, logit_rows: 512.min(tokens), purpose });
         let mut ops = O::allocate(table)?;
         let longest = positions.min(tokens);
-        ops.set_rotations(&decoder.config.rotation_frequencies(), longest);
+        ops.set_rotations(&decoder.config.rope(), longest);
         weights::load(directory, &decoder, &mut ops)?;
         Ok(Model { decoder, ops, longest })
     }

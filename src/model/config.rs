@@ -15,6 +15,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::rope::{Rope, Scaling, Yarn};
 use crate::diag::{Diagnostic, Result, listing};
 use crate::storage;
 
@@ -25,23 +26,6 @@ pub enum Family {
     Llama,
     Qwen2,
     Qwen3,
-}
-
-/// How far rotations are slowed down for longer contexts.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Scaling {
-    None,
-    /// Every frequency divided by `factor`.
-    Linear {
-        factor: f64,
-    },
-    /// Llama 3.1: low frequencies divided, high ones kept, those between interpolated.
-    Llama3 {
-        factor: f64,
-        low: f64,
-        high: f64,
-        original: f64,
-    },
 }
 
 /// A decoder-only model. Letters in brackets are those of the shape comments.
@@ -114,7 +98,9 @@ impl Config {
             Family::Qwen2 => hidden / heads,
         };
         let attention_bias = keys.flag("attention_bias", false)?;
-        let (rope_theta, rope_scaling) = keys.rope()?;
+        let positions =
+            keys.size("max_position_embeddings", Some(if family == Family::Llama { 2048 } else { 32_768 }))?;
+        let (rope_theta, rope_scaling) = keys.rope(positions)?;
         let config = Config {
             family,
             vocabulary: keys.size("vocab_size", None)?,
@@ -127,8 +113,7 @@ impl Config {
             norm_eps: keys.number("rms_norm_eps", Some(1e-6))? as f32,
             rope_theta,
             rope_scaling,
-            max_positions: keys
-                .size("max_position_embeddings", Some(if family == Family::Llama { 2048 } else { 32_768 }))?,
+            max_positions: rope_scaling.positions(positions),
             tied: keys.flag("tie_word_embeddings", false)?,
             qkv_bias: family == Family::Qwen2 || attention_bias,
             output_bias: family != Family::Qwen2 && attention_bias,
@@ -201,33 +186,9 @@ impl Config {
         self.kv_heads * self.head_dim
     }
 
-    /// Radians that each pair of a head's numbers turns from one position to the next (D / 2).
-    ///
-    /// Pair i turns by `theta^(-2i / D)`, scaled; computed in f32 as transformers does, where a last bit more or less
-    /// becomes visible at high positions.
-    pub fn rotation_frequencies(&self) -> Vec<f32> {
-        let pairs = self.head_dim / 2;
-        let plain = (0..pairs).map(|i| {
-            let exponent = (2 * i) as f32 / self.head_dim as f32;
-            1.0 / (self.rope_theta as f32).powf(exponent)
-        });
-        match self.rope_scaling {
-            Scaling::None => plain.collect(),
-            Scaling::Linear { factor } => plain.map(|f| f / factor as f32).collect(),
-            Scaling::Llama3 { factor, low, high, original } => plain
-                .map(|frequency| {
-                    let wavelength = 2.0 * std::f32::consts::PI / frequency;
-                    if wavelength < (original / high) as f32 {
-                        return frequency;
-                    }
-                    if wavelength > (original / low) as f32 {
-                        return frequency / factor as f32;
-                    }
-                    let smooth = (original as f32 / wavelength - low as f32) / (high - low) as f32;
-                    (1.0 - smooth) * frequency / factor as f32 + smooth * frequency
-                })
-                .collect(),
-        }
+    /// The rotations of queries and keys.
+    pub fn rope(&self) -> Rope {
+        Rope::new(self.rope_theta, self.head_dim, self.rope_scaling)
     }
 }
 
@@ -285,8 +246,8 @@ impl<'a> Keys<'a> {
     }
 
     /// Base and scaling, from `rope_theta` and `rope_scaling`, or from `rope_parameters`, which holds both since
-    /// transformers 5.
-    fn rope(&self) -> Result<(f64, Scaling)> {
+    /// transformers 5. `positions` is `max_position_embeddings`.
+    fn rope(&self, positions: usize) -> Result<(f64, Scaling)> {
         let object = |key: &str| match self.get(key) {
             None => Ok(None),
             Some(value) => value.as_object().map(Some).ok_or_else(|| Self::wrong(key, "an object", value)),
@@ -298,6 +259,7 @@ impl<'a> Keys<'a> {
         };
         let Some(scaling) = parameters.or(object("rope_scaling")?) else { return Ok((theta, Scaling::None)) };
         let scaling = Keys(scaling);
+        scaling.refuse_what_changes_the_numbers()?; // `partial_rotary_factor` may stand here too
         let kind = match scaling.get("rope_type").or(scaling.get("type")) {
             None => "default",
             Some(kind) => kind.as_str().ok_or_else(|| Self::wrong("rope_type", "a text", kind))?,
@@ -323,17 +285,62 @@ impl<'a> Keys<'a> {
                 }
                 Scaling::Llama3 { factor: factor()?, low, high, original }
             }
+            "yarn" if theta > 1.0 => Scaling::Yarn(scaling.yarn(factor()?, positions)?),
+            "yarn" => return Err(Self::wrong("rope_theta", "above 1, as YaRN needs it", &json!(theta))),
             other => {
                 return Err(Diagnostic::error(
                     "model-unsupported",
                     format!("RoPE scaling of type `{other}` is not supported"),
                 )
-                .expected("`default`, `linear` or `llama3`")
+                .expected("`default`, `linear`, `llama3` or `yarn`")
                 .help("if no segment is longer than the original context, `rope_scaling` can be set to null")
                 .into());
             }
         };
         Ok((theta, scaling))
+    }
+
+    /// What a scaling by YaRN says, with the defaults of transformers.
+    fn yarn(&self, factor: f64, positions: usize) -> Result<Yarn> {
+        const KNOWN: [&str; 12] = [
+            "rope_type",
+            "type",
+            "rope_theta",
+            "partial_rotary_factor",
+            "factor",
+            "original_max_position_embeddings",
+            "attention_factor",
+            "beta_fast",
+            "beta_slow",
+            "mscale",
+            "mscale_all_dim",
+            "truncate",
+        ];
+        if let Some(other) = self.0.keys().find(|key| !KNOWN.contains(&key.as_str())) {
+            let message = format!("the RoPE scaling has a `{other}`, which is not known of YaRN");
+            return Err(Diagnostic::error("model-unsupported", message).expected(listing(KNOWN)).into());
+        }
+        let (weight, weight_of_all) = (self.number("mscale", Some(0.0))?, self.number("mscale_all_dim", Some(0.0))?);
+        let by_weights = if weight != 0.0 && weight_of_all != 0.0 {
+            Yarn::amplitude(factor, weight) / Yarn::amplitude(factor, weight_of_all)
+        } else {
+            Yarn::amplitude(factor, 1.0)
+        };
+        let yarn = Yarn {
+            factor,
+            original: self.number("original_max_position_embeddings", Some(positions as f64))?,
+            fast: self.number("beta_fast", Some(32.0))?,
+            slow: self.number("beta_slow", Some(1.0))?,
+            truncate: self.flag("truncate", true)?,
+            amplitude: self.number("attention_factor", Some(by_weights))?,
+        };
+        if !(yarn.original >= 1.0 && yarn.slow > 0.0 && yarn.fast >= yarn.slow && yarn.amplitude > 0.0) {
+            return Err(Diagnostic::error("model-config", "the yarn RoPE scaling makes no sense")
+                .expected("0 < beta_slow <= beta_fast, attention_factor > 0, original_max_position_embeddings >= 1")
+                .found(format!("{}, {}, {}, {}", yarn.slow, yarn.fast, yarn.amplitude, yarn.original))
+                .into());
+        }
+        Ok(yarn)
     }
 
     fn refuse_what_changes_the_numbers(&self) -> Result<()> {
@@ -405,35 +412,44 @@ mod tests {
         let (older, newer) = (older.unwrap(), newer.unwrap());
         assert_eq!(older.rope_scaling, Scaling::Linear { factor: 2.0 });
         assert_eq!((older.rope_theta, older.rope_scaling), (newer.rope_theta, newer.rope_scaling));
-        assert_eq!(older.rotation_frequencies()[0], 0.5);
+        assert_eq!(older.rope().frequencies[0], 0.5);
     }
 
-    /// Llama 3.1's, as transformers 4.44.2 computes them: those up to pair 28 are kept, those from 35 on divided.
     #[test]
-    fn frequencies_of_llama_3_are_kept_interpolated_or_divided() {
-        let config = Config::parse(&format!(
-            r#"{SMALL}, "head_dim": 128, "rope_theta": 500000.0, "rope_scaling": {{"rope_type": "llama3", "factor": 8.0,
-                "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}}}}"#
-        ));
-        let frequencies = config.unwrap().rotation_frequencies();
-        for (pair, expected) in [
-            (0, 1.0),
-            (28, 3.211_446e-3),
-            (29, 2.166_570_6e-3),
-            (31, 8.567_514_6e-4),
-            (34, 1.785_077_9e-4),
-            (35, 9.556_212e-5),
-            (63, 3.068_926e-7),
-        ] {
-            let found: f32 = frequencies[pair];
-            assert!((found / expected - 1.0).abs() < 1e-5, "pair {pair}: {found:e}, not {expected:e}");
-        }
+    fn yarn_is_read_with_the_defaults_of_transformers() {
+        let read = |more: &str| {
+            let text = format!(
+                r#"{SMALL}, "max_position_embeddings": 32768, "rope_scaling": {{"type": "yarn", "factor": 4.0{more}}}}}"#
+            );
+            let config = Config::parse(&text).unwrap();
+            let again = Config::parse(&config.to_json("float32")).unwrap();
+            assert_eq!(again.rope_scaling, config.rope_scaling, "what is saved says the same");
+            let Scaling::Yarn(yarn) = config.rope_scaling else { panic!("{:?}", config.rope_scaling) };
+            (config.max_positions, yarn)
+        };
+        let (positions, yarn) = read("");
+        assert_eq!((positions, yarn.original, yarn.fast, yarn.slow), (131_072, 32_768.0, 32.0, 1.0));
+        assert!(yarn.truncate && (yarn.amplitude - 1.138_629_436).abs() < 1e-9);
+        let (positions, yarn) =
+            read(r#", "original_max_position_embeddings": 4096, "beta_fast": 16, "truncate": false"#);
+        assert_eq!((positions, yarn.original, yarn.fast, yarn.truncate), (32_768, 4096.0, 16.0, false));
+        assert_eq!(read(r#", "attention_factor": 0.5, "mscale": 1.0, "mscale_all_dim": 1.0"#).1.amplitude, 0.5);
+        // As transformers 5.23.0 computes it.
+        let (_, yarn) = read(r#", "mscale": 0.707, "mscale_all_dim": 1.0"#);
+        assert!((yarn.amplitude - 0.964_326_914_892).abs() < 1e-9, "{}", yarn.amplitude);
     }
 
     #[test]
     fn what_is_not_supported_is_named() {
         assert!(refusal(r#", "hidden_act": "gelu""#).contains("`hidden_act`"));
-        assert!(refusal(r#", "rope_scaling": {"type": "yarn", "factor": 4}"#).contains("`yarn`"));
+        assert!(refusal(r#", "rope_scaling": {"type": "dynamic", "factor": 4}"#).contains("`dynamic`"));
+        let yarn = |more: &str| refusal(&format!(r#", "rope_scaling": {{"type": "yarn"{more}}}"#));
+        assert!(yarn("").contains("no `factor`"));
+        assert!(yarn(r#", "factor": 4, "attn_factor": 2"#).contains("`attn_factor`"));
+        assert!(yarn(r#", "factor": 4, "beta_slow": 64"#).contains("beta_slow <= beta_fast"));
+        assert!(yarn(r#", "factor": 4, "partial_rotary_factor": 0.5"#).contains("`partial_rotary_factor`"));
+        let narrow = refusal(r#", "rope_theta": 1, "rope_scaling": {"type": "yarn", "factor": 4}"#);
+        assert!(narrow.contains("above 1"));
         assert!(refusal(r#", "num_key_value_heads": 3"#).contains("multiple"));
         assert!(refusal(r#", "attention_dropout": 0.1"#).contains("`attention_dropout`"));
         assert!(refusal(r#", "num_key_value_heads": 0"#).contains("from 1"));

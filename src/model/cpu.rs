@@ -16,6 +16,7 @@ use super::ops::{
     Turn,
 };
 use super::ranks::Ranks;
+use super::rope::Rope;
 use super::speed;
 use crate::diag::Result;
 
@@ -182,10 +183,9 @@ impl Ops for Cpu {
         self.weight = weight;
     }
 
-    fn set_rotations(&mut self, frequencies: &[f32], positions: usize) {
-        self.pairs = frequencies.len();
-        let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
-        self.rotations = angles.map(|a| (a.cos(), a.sin())).collect();
+    fn set_rotations(&mut self, rope: &Rope, positions: usize) {
+        self.pairs = rope.frequencies.len();
+        self.rotations = rope.table(positions).collect();
     }
 
     fn embed(&mut self, y: Tensor, table: Tensor) {

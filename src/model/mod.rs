@@ -9,6 +9,7 @@ pub mod cuda;
 pub mod decoder;
 pub mod ops;
 pub mod ranks;
+pub mod rope;
 pub mod speed;
 pub mod vocabulary;
 pub mod weights;

@@ -29,6 +29,7 @@ use std::ops::Range;
 
 use super::arena::{Table, Tensor};
 use super::ranks::Ranks;
+use super::rope::Rope;
 use crate::diag::Result;
 
 /// The tokens of a forward pass, and which of their positions are trained or scored.
@@ -248,8 +249,8 @@ pub trait Ops: Sized {
         operations(self);
     }
 
-    /// Sets how far each pair of a head turns a position (D / 2), for positions below `positions`.
-    fn set_rotations(&mut self, frequencies: &[f32], positions: usize);
+    /// Sets what each pair of a head is turned by, for positions below `positions`.
+    fn set_rotations(&mut self, rope: &Rope, positions: usize);
 
     // Embedding
 
@@ -285,8 +286,9 @@ pub trait Ops: Sized {
 
     // RoPE (Su et al. 2021), in the halves form of Hugging Face's checkpoints
 
-    /// In place, for each head and i < D/2, with `a` the position times the frequency of i:
-    /// `x[i], x[i + D/2] = x[i] cos a - x[i + D/2] sin a, x[i + D/2] cos a + x[i] sin a` · x (N, heads, D)
+    /// In place, for each head and i < D/2, with `a` the position times the frequency of i, and `s` the amplitude:
+    /// `x[i], x[i + D/2] = s (x[i] cos a - x[i + D/2] sin a), s (x[i + D/2] cos a + x[i] sin a)` · x (N, heads, D).
+    /// Its gradient is the same with `-a`: back is the transpose, not the inverse.
     fn rope(&mut self, x: Tensor, turn: Turn);
 
     // Attention: softmax over the tokens of the same segment up to itself, D^-½ as scale

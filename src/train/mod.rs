@@ -286,7 +286,7 @@ fn prepare<O: Ops>(run: &Run, config: Config, data: &Data, state: &State, ranks:
     let (decoder, table) = lay_out::<O>(config, &run.settings, data.train.sequence, ranks);
     let mut ops = O::allocate(table)?;
     let positions = data.train.sequence.min(decoder.config.max_positions);
-    ops.set_rotations(&decoder.config.rotation_frequencies(), positions);
+    ops.set_rotations(&decoder.config.rope(), positions);
     match &run.origin {
         _ if state.step > 0 => checkpoint::load(&run.out, state.step, &decoder, &mut ops)?,
         Origin::Checkpoint(directory) => weights::load(directory, &decoder, &mut ops)?,

@@ -200,7 +200,11 @@ impl Device for Simulated {
 
 /// Families of models that differ in what they consist of, in widths that no tile likes.
 const MODELS: [(&str, &str); 4] = [
-    ("untied", r#""model_type": "llama", "head_dim": 32, "num_key_value_heads": 1"#),
+    (
+        "untied, YaRN",
+        r#""model_type": "llama", "head_dim": 32, "num_key_value_heads": 1,
+        "rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 48}"#,
+    ),
     ("tied, all biases", r#""model_type": "llama", "attention_bias": true, "tie_word_embeddings": true"#),
     ("biases of q, k, v", r#""model_type": "qwen2", "num_key_value_heads": 2, "tie_word_embeddings": true"#),
     ("norm of q and k", r#""model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 32"#),
@@ -223,7 +227,7 @@ fn lay_out(parts: &str, purpose: Purpose) -> (Decoder, Table) {
 
 /// Fresh weights, rounded to what the device computes with: what then differs is computing.
 fn fill(decoder: &Decoder, ops: &mut impl Ops) {
-    ops.set_rotations(&decoder.config.rotation_frequencies(), 150);
+    ops.set_rotations(&decoder.config.rope(), 150);
     weights::init(Seed(17), decoder, ops);
     for parameter in &decoder.parameters {
         let rounded: Vec<f32> = ops.read(parameter.weight).iter().map(|&w| bf16::from_f32(w).to_f32()).collect();
@@ -454,7 +458,7 @@ fn what_is_recorded_is_what_would_be_done() {
         let mut losses = Vec::new();
         for (i, batch) in batches.iter().enumerate() {
             if !recorded {
-                cuda.set_rotations(&decoder.config.rotation_frequencies(), 150);
+                cuda.set_rotations(&decoder.config.rope(), 150);
             }
             decoder.zero_gradients(&mut cuda);
             let sent = decoder.begin(&mut cuda, batch, 150, 1.0 / (i + 1) as f32);

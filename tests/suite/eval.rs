@@ -104,7 +104,7 @@ fn alone(scratch: &Scratch) -> (Decoder, Cpu) {
     let layout = Layout { tokens: 256, logit_rows: 64, purpose: Purpose::Score { places: 0 } };
     let (decoder, table) = Decoder::lay_out(weights::config(&scratch.join("model")).unwrap(), layout);
     let mut cpu = Cpu::allocate(table).unwrap();
-    cpu.set_rotations(&decoder.config.rotation_frequencies(), 256);
+    cpu.set_rotations(&decoder.config.rope(), 256);
     weights::load(&scratch.join("model"), &decoder, &mut cpu).unwrap();
     (decoder, cpu)
 }

@@ -16,7 +16,7 @@ use safetensors::SafeTensors;
 
 use super::compile::Scratch;
 
-const CASES: [&str; 6] = ["llama", "llama3-tied", "llama-odd", "qwen2", "qwen2-untied", "qwen3"];
+const CASES: [&str; 7] = ["llama", "llama3-tied", "llama-odd", "qwen2", "qwen2-untied", "qwen3", "llama-yarn"];
 
 fn fixture(name: &str) -> PathBuf {
     Path::new("tests/fixtures/model").join(name)
@@ -85,7 +85,7 @@ fn open(directory: &Path, purpose: Purpose) -> Result<(Decoder, Cpu)> {
 fn fresh(config: Config, purpose: Purpose) -> Result<(Decoder, Cpu)> {
     let (decoder, table): (Decoder, Table) = Decoder::lay_out(config, Layout { tokens: 64, logit_rows: 7, purpose });
     let mut cpu = Cpu::allocate(table)?;
-    cpu.set_rotations(&decoder.config.rotation_frequencies(), 64);
+    cpu.set_rotations(&decoder.config.rope(), 64);
     Ok((decoder, cpu))
 }
 
@@ -213,7 +213,7 @@ fn any_number_of_threads_gives_the_same_bytes() {
             let layout = Layout { tokens: 1000, logit_rows: 300, purpose: TRAIN };
             let (decoder, table) = Decoder::lay_out(Config::parse(config).unwrap(), layout);
             let mut cpu = Cpu::allocate(table).unwrap();
-            cpu.set_rotations(&decoder.config.rotation_frequencies(), 500);
+            cpu.set_rotations(&decoder.config.rope(), 500);
             weights::init(Seed(3), &decoder, &mut cpu);
             let mut batch = Batch::default();
             for (number, length) in [400usize, 1, 130, 7, 460].into_iter().enumerate() {
@@ -274,9 +274,13 @@ fn transformers_loads_what_is_saved() {
     }
     let scratch = Scratch::new();
     // Qwen3 needs a newer transformers than the PyTorch of Debian runs.
-    for (name, dtype) in
-        [("llama", Dtype::F32), ("llama3-tied", Dtype::F32), ("qwen2", Dtype::F32), ("qwen2-untied", Dtype::Bf16)]
-    {
+    for (name, dtype) in [
+        ("llama", Dtype::F32),
+        ("llama3-tied", Dtype::F32),
+        ("llama-yarn", Dtype::F32),
+        ("qwen2", Dtype::F32),
+        ("qwen2-untied", Dtype::Bf16),
+    ] {
         let (golden, directory) = (Golden::read(name), scratch.join(name));
         let (decoder, cpu) = open(&fixture(name), SCORE).unwrap();
         weights::save(&directory, &decoder, &cpu, dtype).unwrap();

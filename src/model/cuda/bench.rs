@@ -333,7 +333,7 @@ pub fn model<D: Device>(
     let layout = Layout { tokens: scale.tokens, logit_rows: 512.min(scale.tokens), purpose };
     let (decoder, table) = Decoder::lay_out(config, layout);
     let mut cuda = Cuda::over(device, table)?;
-    cuda.set_rotations(&decoder.config.rotation_frequencies(), scale.tokens);
+    cuda.set_rotations(&decoder.config.rope(), scale.tokens);
     fill_weights(&mut cuda, &decoder);
     let step = AdafactorStep {
         rate: Rate::Fixed(3e-5),
@@ -390,7 +390,7 @@ fn answers<D: Device>(device: D, scale: &Scale, ceilings: Ceilings, config: Conf
     let layout = Layout { tokens: texts.max(past + 1), logit_rows: texts, purpose: Purpose::Score { places } };
     let (decoder, table) = Decoder::lay_out(config, layout);
     let mut cuda = Cuda::over(device, table)?;
-    cuda.set_rotations(&decoder.config.rotation_frequencies(), past + 1);
+    cuda.set_rotations(&decoder.config.rope(), past + 1);
     fill_weights(&mut cuda, &decoder);
     let (text, mut batch) = (vec![1; past + 1], Batch { keep: true, ..Batch::default() });
     for number in 0..texts {

@@ -17,6 +17,7 @@ use crate::model::decoder::{Decoder, Layout, Purpose};
 use crate::model::ops::{
     AdafactorStep, AttentionGradients, AttentionSaved, Batch, Cache, Moments, Ops, Past, Rate, Turn,
 };
+use crate::model::rope::Rope;
 use crate::model::weights;
 use crate::seed::Seed;
 
@@ -373,7 +374,7 @@ fn apply<O: Ops>(ops: &mut O, shape: Shape, operation: Operation, case: &Case) -
 /// What operations need besides their operands.
 pub(super) fn prepare(ops: &mut impl Ops, shape: Shape, batch: &Batch, operation: Operation, case: &Case) {
     let frequencies: Vec<f32> = (0..shape.head_dim / 2).map(|i| 0.8f32.powi(i as i32)).collect();
-    ops.set_rotations(&frequencies, shape.tokens);
+    ops.set_rotations(&Rope { frequencies, amplitude: 1.25 }, shape.tokens);
     ops.load(batch, 0.125);
     if matches!(operation, AdafactorMatrix | AdafactorVector) {
         ops.set_steps_done(1); // the second one keeps some of the moments
@@ -503,7 +504,7 @@ pub fn training<D: Device>(device: D, steps: usize, mut report: impl FnMut(&Comp
 }
 
 fn losses<O: Ops>(decoder: &Decoder, ops: &mut O, batch: &Batch, steps: usize) -> Vec<f64> {
-    ops.set_rotations(&decoder.config.rotation_frequencies(), decoder.layout.tokens);
+    ops.set_rotations(&decoder.config.rope(), decoder.layout.tokens);
     weights::init(Seed(17), decoder, ops);
     let step =
         AdafactorStep { rate: Rate::Fixed(3e-3), max_norm: None, weight_decay: 0.0, scale_parameter: false, ..STEP };

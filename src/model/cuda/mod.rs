@@ -61,6 +61,7 @@ use super::ops::{
     AdafactorStep, AttentionGradients, AttentionSaved, Batch, Cache, Likelihood, Moments, Norm, Ops, Turn, Work,
 };
 use super::ranks::Ranks;
+use super::rope::Rope;
 use crate::diag::{Diagnostic, Result};
 
 /// A model's memory on a device.
@@ -207,13 +208,12 @@ impl<D: Device> Ops for Cuda<D> {
         self.device.replay(recording);
     }
 
-    fn set_rotations(&mut self, frequencies: &[f32], positions: usize) {
-        let angles: Vec<f32> =
-            (0..positions).flat_map(|p| frequencies.iter().map(move |frequency| p as f32 * frequency)).collect();
+    fn set_rotations(&mut self, rope: &Rope, positions: usize) {
+        let (cosines, sines): (Vec<f32>, Vec<f32>) = rope.table(positions).unzip();
         let cos = self.own(self.scratch.rotations);
-        let sin = cos.after(4 * angles.len());
-        self.device.upload(cos, &bytes_of(&angles, |a| a.cos().to_le_bytes()));
-        self.device.upload(sin, &bytes_of(&angles, |a| a.sin().to_le_bytes()));
+        let sin = cos.after(4 * cosines.len());
+        self.device.upload(cos, &bytes_of(&cosines, f32::to_le_bytes));
+        self.device.upload(sin, &bytes_of(&sines, f32::to_le_bytes));
         self.rotations = Rotations { cos, sin, positions };
         self.recordings.clear(); // they are for the rotations before
     }

@@ -29,8 +29,8 @@ fn texts_go_on_from_what_is_kept() {
         let (mut cuda, mut cpu) = (Cuda::over(device, table.clone()).unwrap(), Cpu::allocate(table).unwrap());
         fill(&decoder, &mut cuda);
         fill(&decoder, &mut cpu);
-        cuda.set_rotations(&decoder.config.rotation_frequencies(), 420);
-        cpu.set_rotations(&decoder.config.rotation_frequencies(), 420);
+        cuda.set_rotations(&decoder.config.rope(), 420);
+        cpu.set_rotations(&decoder.config.rope(), 420);
 
         // All but the last five tokens are read, then the first of those; of a text of one token there is nothing to read.
         let read = |length: usize| length.saturating_sub(5);
@@ -67,7 +67,7 @@ fn texts_go_on_from_what_is_kept() {
         let (decoder, table) = Decoder::lay_out(config(parts), layout);
         let mut cpu = Cpu::allocate(table).unwrap();
         fill(&decoder, &mut cpu);
-        cpu.set_rotations(&decoder.config.rotation_frequencies(), 420);
+        cpu.set_rotations(&decoder.config.rope(), 420);
         let difference = relative(&expected, &decoder.logits(&mut cpu, &whole));
         assert!(difference < 1e-5, "{name}: {difference} on the CPU");
     }
@@ -102,7 +102,7 @@ fn answers_are_those_of_the_cpu() {
     let config = || weights::config(&model).unwrap();
     let (decoder, table) = Decoder::lay_out(config(), Layout { tokens: 160, logit_rows: 32, purpose: SCORE });
     let mut cpu = Cpu::allocate(table).unwrap();
-    cpu.set_rotations(&decoder.config.rotation_frequencies(), 160);
+    cpu.set_rotations(&decoder.config.rope(), 160);
     weights::load(&model, &decoder, &mut cpu).unwrap();
     // What predicts the tokens behind `inputs`, by the CPU and the whole text.
     let mut logits = |inputs: &[u32], targets: &[u32]| {
