@@ -14,6 +14,7 @@ use crate::model::cuda::check::{self, Compared};
 use crate::model::cuda::context::{self, Facts};
 use crate::model::cuda::device::Device;
 use crate::model::cuda::driver::Driver;
+use crate::model::cuda::health;
 use crate::model::cuda::nvrtc::Compiler;
 use crate::model::cuda::source;
 use crate::storage;
@@ -166,6 +167,7 @@ fn time(device: Driver, report: &mut Report, models: &[String]) -> Result<()> {
                 report.models.push(speed);
                 device = Some(back);
             }
+            Err(failed) if failed.code == health::FAILED => return Err(failed),
             Err(why) => {
                 eprintln!("{name}: {why}");
                 report.left_out.push((name.clone(), why.message));

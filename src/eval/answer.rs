@@ -57,7 +57,7 @@ impl<O: Ops> Model<O> {
 
     /// The option of each question that the model finds most likely after the inputs, the first of several: in all, and
     /// a token.
-    pub fn rank(&mut self, questions: &[Question]) -> Vec<(usize, usize)> {
+    pub fn rank(&mut self, questions: &[Question]) -> Result<Vec<(usize, usize)>> {
         let first_best = |options: &[Likelihood], score: fn(&Likelihood) -> f32| {
             let mut best = (0, f32::NEG_INFINITY);
             for (option, score) in options.iter().map(score).enumerate() {
@@ -69,11 +69,11 @@ impl<O: Ops> Model<O> {
         };
         let choose =
             |options: &Vec<Likelihood>| (first_best(options, |o| o.in_all), first_best(options, |o| o.per_token));
-        self.likelihoods(questions).iter().map(choose).collect()
+        Ok(self.likelihoods(questions)?.iter().map(choose).collect())
     }
 
     /// How likely each question's options are.
-    pub fn likelihoods(&mut self, questions: &[Question]) -> Vec<Vec<Likelihood>> {
+    pub fn likelihoods(&mut self, questions: &[Question]) -> Result<Vec<Vec<Likelihood>>> {
         let mut by_question = Vec::new();
         for group in self.groups(questions, 0) {
             let questions = &questions[group];
@@ -91,15 +91,21 @@ impl<O: Ops> Model<O> {
             for part in cut(&texts, self.decoder.layout.tokens, Text::rest) {
                 likelihoods.extend(self.decoder.likelihoods(&mut self.ops, &batch(texts[part].iter())));
             }
+            self.ops.healthy()?;
             let mut likelihoods = likelihoods.into_iter();
             by_question.extend(questions.iter().map(|q| likelihoods.by_ref().take(q.options.len()).collect()));
         }
-        by_question
+        Ok(by_question)
     }
 
     /// The most likely token after the inputs, and after that, of each question; until an answer `ends`, or has
     /// `longest` tokens.
-    pub fn generate(&mut self, questions: &[Question], longest: usize, ends: impl Fn(&[u32]) -> bool) -> Vec<Vec<u32>> {
+    pub fn generate(
+        &mut self,
+        questions: &[Question],
+        longest: usize,
+        ends: impl Fn(&[u32]) -> bool,
+    ) -> Result<Vec<Vec<u32>>> {
         let mut answers = vec![Vec::new(); questions.len()];
         for group in self.groups(questions, longest) {
             let past = self.read(&questions[group.clone()], longest);
@@ -115,6 +121,7 @@ impl<O: Ops> Model<O> {
                     let batch = Batch { keep: true, ..batch(texts) };
                     next.extend(self.decoder.most_likely(&mut self.ops, &batch));
                 }
+                self.ops.healthy()?;
                 for ((question, text), token) in growing.iter_mut().zip(next) {
                     text.past.length = text.ids.len() as u32;
                     text.ids.push(token);
@@ -123,7 +130,7 @@ impl<O: Ops> Model<O> {
                 growing.retain(|(question, _)| !ends(&answers[*question]));
             }
         }
-        answers
+        Ok(answers)
     }
 
     /// Questions that are worked on together: their inputs, and `more` tokens of each, have places.

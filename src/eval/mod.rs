@@ -281,10 +281,10 @@ impl<O: Ops> Examiner<'_, O> {
                 .filter(|o| o.len() > 1)
                 .for_each(|o| o.truncate(o.len() - 1));
         }
-        for ((question, right), (by_sum, by_token)) in ranked.iter().zip(right).zip(self.model.rank(&ranked)) {
+        for ((question, right), (by_sum, by_token)) in ranked.iter().zip(right).zip(self.model.rank(&ranked)?) {
             push(question, of_choice(right, by_sum, by_token));
         }
-        for (question, (answer, reference)) in open.iter().zip(self.answers(&open)) {
+        for (question, (answer, reference)) in open.iter().zip(self.answers(&open)?) {
             push(question, of_answer(&answer, &reference));
         }
         let draws = Draws::of(task, split, rows.len());
@@ -338,7 +338,7 @@ impl<O: Ops> Examiner<'_, O> {
     ///
     /// An answer ends with the text. That of a continuation ends with its line, or at a blank line if one of the
     /// references has several lines: what was not tuned goes on with the next example.
-    fn answers(&mut self, open: &[Question]) -> Vec<(String, String)> {
+    fn answers(&mut self, open: &[Question]) -> Result<Vec<(String, String)>> {
         let (tokenizer, end) = (&self.tokenizer, self.end);
         let text = |ids: &[u32]| tokenizer.decode(ids.strip_suffix(&[end]).unwrap_or(ids));
         let references: Vec<String> = open.iter().map(|question| text(&question.targets)).collect();
@@ -348,7 +348,7 @@ impl<O: Ops> Examiner<'_, O> {
             let stopped = |stop| text(ids).trim_start().contains(stop);
             ids.last() == Some(&end) || stop.is_some_and(stopped)
         };
-        let answers = self.model.generate(open, self.evaluation.longest_answer, ends);
+        let answers = self.model.generate(open, self.evaluation.longest_answer, ends)?;
         let answer = |ids: &Vec<u32>| {
             let text = text(ids);
             match stop.and_then(|stop| text.trim_start().split_once(stop)) {
@@ -356,7 +356,7 @@ impl<O: Ops> Examiner<'_, O> {
                 None => text,
             }
         };
-        answers.iter().map(answer).zip(references).collect()
+        Ok(answers.iter().map(answer).zip(references).collect())
     }
 }
 

@@ -239,6 +239,12 @@ pub trait Ops: Sized {
 
     fn zero(&mut self, tensor: Tensor);
 
+    /// What the backend first failed at. Since then it does nothing, and what is read of it is no result: to be asked before
+    /// anything is taken for one.
+    fn healthy(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Makes `batch` the one that all operations are about; ids are below V, segments with their past not longer than
     /// the rotations. `weight` is what the gradients of its losses are multiplied by.
     fn load(&mut self, batch: &Batch, weight: f32);

@@ -44,19 +44,20 @@ pub fn ceiling<O: Ops>() -> Result<f64> {
         let values: Vec<f32> = (0..width * width).map(|i| (i * 7919 % 997) as f32 / 997.0 - 0.5).collect();
         ops.write(x, &values);
         ops.write(w, &values);
-        let mut seconds = |times: usize| {
+        let mut seconds = |times: usize| -> Result<f64> {
             let began = Instant::now();
             for _ in 0..times {
                 ops.linear(y, x, w, None, width);
             }
             ops.read(done); // waits for what is under way
-            began.elapsed().as_secs_f64().max(1e-9) / times as f64
+            ops.healthy()?; // what does nothing is fast
+            Ok(began.elapsed().as_secs_f64().max(1e-9) / times as f64)
         };
-        seconds(1); // what is only done once
-        let first = seconds(1);
+        seconds(1)?; // what is only done once
+        let first = seconds(1)?;
         if first >= LONG || width >= *WIDTHS.end() {
             let times = (LONG / first).ceil() as usize;
-            let best = (0..5).map(|_| seconds(times)).fold(first, f64::min);
+            let best = (0..5).try_fold(first, |best, _| seconds(times).map(|seconds| best.min(seconds)))?;
             return Ok(2.0 * (width as f64).powi(3) / best);
         }
         width *= 2;

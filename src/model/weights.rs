@@ -230,6 +230,7 @@ pub fn save_tensors(path: &Path, tensors: &[(String, Tensor)], ops: &impl Ops, d
         };
         file.write_all(&bytes).map_err(failed)?;
     }
+    ops.healthy()?;
     file.commit()
 }
 

@@ -157,10 +157,9 @@ pub fn train<O: Ops + Send>(run: &Run, ranks: &mut Ranks, report: &mut (dyn FnMu
     })?;
     let began = Instant::now();
     let trainer = steps::Trainer { run, data: &data, decoder: &decoder, ceiling };
-    steps::steps(&trainer, &mut ops, ranks, &mut state, &mut say)?;
-    if leads {
-        finish(run, &data.tokenizer, &decoder, &ops)?;
-    }
+    steps::steps(&trainer, &mut ops, ranks, &mut state, &mut say)
+        .and_then(|()| if leads { finish(run, &data.tokenizer, &decoder, &ops) } else { Ok(()) })
+        .map_err(|why| if ops.healthy().is_err() { goes_on(run, *why) } else { why })?;
     say(Event::Finished { step: state.step, seconds: began.elapsed().as_secs_f64() })?;
     if leads {
         log.draw(&run.out.join("loss.svg"))?;
@@ -294,6 +293,15 @@ fn prepare<O: Ops>(run: &Run, config: Config, data: &Data, state: &State, ranks:
     }
     ops.set_steps_done(state.updates);
     Ok((decoder, ops))
+}
+
+/// Says where a run goes on whose backend has failed.
+fn goes_on(run: &Run, failed: Diagnostic) -> Box<Diagnostic> {
+    let help = match checkpoint::find(&run.out) {
+        Ok(Some(last)) => format!("the same command goes on after step {}, at the last checkpoint", last.step),
+        _ => "there is no checkpoint yet: the same command begins anew".to_owned(),
+    };
+    failed.help(help).into()
 }
 
 /// Writes the finished model, and the tokenizer that belongs to it.

@@ -217,6 +217,7 @@ fn outcome<O: Ops>(computed: Option<Computed<O>>, targets: usize, ops: &mut O, r
     };
     let own: Vec<f64> = losses.into_iter().map(|l| l.map_or(0.0, |losses| total(&ops.arrived(losses)))).collect();
     let norm = ops.norm_arrived(norm);
+    ops.healthy()?;
     let loss = in_order(&ranks.gather(&own)?) / targets as f64;
     Ok(match (norm.finite, loss.is_finite()) {
         (true, _) => Outcome::Done { loss, norm: norm.value, asked },
@@ -274,6 +275,7 @@ fn validate(
             own.push(if batch.targets.is_empty() { 0.0 } else { total(&decoder.score(ops, &batch)) });
         }
     }
+    ops.healthy()?;
     let sum = in_order(&ranks.gather(&own)?);
     Ok((targets > 0).then(|| (sum / targets as f64, targets)))
 }

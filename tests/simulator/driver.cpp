@@ -8,8 +8,10 @@
 //
 // A stream that is captured does nothing; a graph keeps its tasks with the arguments they had. What CUDA refuses while the
 // thread captures is refused, and spoils the capture. What a kernel does wrong is reported where it runs; every call
-// fails from then on. With FLANC_SIMULATED_COUNTS it says in the end how many graphs there were. Kernels are found by name
-// alone; their code is whatever NVRTC was given.
+// fails from then on. With FLANC_SIMULATED_FAILURE=FUNCTION:NUMBER:ERROR, that call of a function fails, `kernel` where it
+// runs; and after it, if the error is one that CUDA does not recover from, every call. With FLANC_SIMULATED_COUNTS it says in the
+// end how many graphs there were, and with FLANC_SIMULATED_COUNTS=calls how often each function was called that can be
+// made to fail. Kernels are found by name alone; their code is whatever NVRTC was given.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -69,10 +71,27 @@ std::map<const char*, size_t> pinned;  // memory of the host, by its first byte
 int broken = OK;                       // what every call says once a kernel has failed
 struct Counts {
   int graphs = 0, launches = 0;
+  std::map<std::string, int> calls;
   ~Counts() {
-    if (getenv("FLANC_SIMULATED_COUNTS")) fprintf(stderr, "%d graphs, launched %d times\n", graphs, launches);
+    const char* wanted = getenv("FLANC_SIMULATED_COUNTS");
+    if (wanted) fprintf(stderr, "%d graphs, launched %d times\n", graphs, launches);
+    if (wanted && !strcmp(wanted, "calls"))
+      for (auto& [function, count] : calls) fprintf(stderr, "%s called %d times\n", function.c_str(), count);
   }
 } counts;
+
+// The error that this call of a function is to have.
+int failure(const char* function) {
+  std::string call = function;
+  call += ":" + std::to_string(++counts.calls[function]) + ":";
+  const char* asked = getenv("FLANC_SIMULATED_FAILURE");
+  if (!asked || strncmp(asked, call.c_str(), call.size())) return OK;
+  int error = atoi(asked + call.size());
+  if (error == LAUNCH_FAILED) broken = error;
+  return error;
+}
+#define MAY_FAIL \
+  if (int error = failure(__func__)) return error
 
 bool is_set(const char* variable, const char* value) {
   const char* is = getenv(variable);
@@ -84,10 +103,10 @@ void run_next(Stream& stream) {
   Task task = std::move(stream.queue.front());
   stream.queue.pop_front();
   if (task.waits_for) run_until(*task.waits_for);
-  if (task.work) task.work();
+  if (task.work && !broken) task.work();
 }
 void run_until(Record& record) {
-  while (!record.done) run_next(*record.stream);
+  while (!record.done && !record.stream->queue.empty()) run_next(*record.stream);
 }
 void run_all(Stream& stream) {
   while (!stream.queue.empty()) run_next(stream);
@@ -202,7 +221,10 @@ API int cuDeviceGetAttribute(int* value, int attribute, int) {
 }
 API int cuDevicePrimaryCtxRetain(void** context, int) { return *context = &taken, OK; }
 API int cuDevicePrimaryCtxRelease_v2(int) { return OK; }
-API int cuCtxSetCurrent(void* context) { return current = context == &taken, OK; }
+API int cuCtxSetCurrent(void* context) {
+  MAY_FAIL;
+  return current = context == &taken, OK;
+}
 API int cuMemGetInfo_v2(size_t* free, size_t* total) {
   return *free = MEMORY - taken, *total = MEMORY, current ? OK : NO_CONTEXT;
 }
@@ -213,6 +235,7 @@ API int cuStreamCreate(void** stream, unsigned) {
   return *stream = streams.back(), OK;
 }
 API int cuStreamSynchronize(void* stream) {
+  MAY_FAIL;
   if (int error = usable(stream)) return error;
   if (((Stream*)stream)->captured) return allowed();
   run_all(*(Stream*)stream);
@@ -225,8 +248,12 @@ API int cuStreamDestroy_v2(void* stream) {
   return delete (Stream*)stream, OK;
 }
 
-API int cuEventCreate(void** event, unsigned) { return *event = new Event(), OK; }
+API int cuEventCreate(void** event, unsigned) {
+  MAY_FAIL;
+  return *event = new Event(), OK;
+}
 API int cuEventRecord(void* event, void* stream) {
+  MAY_FAIL;
   if (int error = usable(stream)) return error;
   if (((Stream*)stream)->captured) return allowed();
   auto record = std::make_shared<Record>(Record{(Stream*)stream, false});
@@ -234,11 +261,13 @@ API int cuEventRecord(void* event, void* stream) {
   return later(stream, [=] { record->done = true; });
 }
 API int cuEventSynchronize(void* event) {
+  MAY_FAIL;
   if (int error = allowed()) return error;
   if (auto record = ((Event*)event)->last) run_until(*record);
   return broken;
 }
 API int cuStreamWaitEvent(void* stream, void* event, unsigned flags) {
+  MAY_FAIL;
   static const bool mistaken = is_set("FLANC_SIMULATED_MISTAKE", "no-order");
   if (flags) return INVALID;
   if (int error = usable(stream)) return error;
@@ -249,6 +278,7 @@ API int cuStreamWaitEvent(void* stream, void* event, unsigned flags) {
 API int cuEventDestroy_v2(void* event) { return delete (Event*)event, OK; }
 
 API int cuStreamBeginCapture_v2(void* stream, int mode) {
+  MAY_FAIL;
   if (int error = allowed()) return error;
   if (mode != 1 || usable(stream)) return INVALID;  // of this thread
   ((Stream*)stream)->captured = std::make_unique<Graph>();
@@ -256,16 +286,19 @@ API int cuStreamBeginCapture_v2(void* stream, int mode) {
   return OK;
 }
 API int cuStreamEndCapture(void* stream, void** graph) {
+  MAY_FAIL;
   if (int error = usable(stream)) return error;
   Stream& captured = *(Stream*)stream;
   *graph = captured.captured.release();
   return !*graph ? INVALID : captured.spoilt ? CAPTURE_INVALIDATED : OK;
 }
 API int cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long flags) {
+  MAY_FAIL;
   counts.graphs++;
   return *executable = new Graph(*(Graph*)graph), flags ? INVALID : OK;
 }
 API int cuGraphLaunch(void* executable, void* stream) {
+  MAY_FAIL;
   if (int error = usable(stream)) return error;
   if (((Stream*)stream)->captured) return allowed();
   counts.launches++;
@@ -276,14 +309,19 @@ API int cuGraphDestroy(void* graph) { return delete (Graph*)graph, OK; }
 API int cuGraphExecDestroy(void* executable) { return delete (Graph*)executable, OK; }
 
 API int cuMemHostAlloc(void** memory, size_t bytes, unsigned) {
+  MAY_FAIL;
   if (int error = allowed()) return error;
   *memory = malloc(bytes);
   pinned[(const char*)*memory] = bytes;
   return OK;
 }
-API int cuMemFreeHost(void* memory) { return pinned.erase((const char*)memory), free(memory), OK; }
+API int cuMemFreeHost(void* memory) {
+  run_everything();
+  return pinned.erase((const char*)memory), free(memory), OK;
+}
 // Full of NaN, with its length before it and a margin behind it that has to be whole in the end.
 API int cuMemAlloc_v2(uint64_t* memory, size_t bytes) {
+  MAY_FAIL;
   if (int error = allowed()) return error;
   if (bytes > MEMORY - taken) return OUT_OF_MEMORY;
   size_t all = (bytes + 2 * MARGIN + 255) / 256 * 256;
@@ -311,12 +349,14 @@ API int cuMemFree_v2(uint64_t memory) {
 
 // Memory that is not pinned is read before the call returns, and has been written when it does.
 API int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stream) {
+  MAY_FAIL;
   if (is_pinned(from)) return later(stream, [=] { memcpy((void*)to, from, bytes); });
   if (int error = allowed()) return error;
   std::string now((const char*)from, bytes);
   return later(stream, [=] { memcpy((void*)to, now.data(), bytes); });
 }
 API int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream) {
+  MAY_FAIL;
   if (is_pinned(to)) return later(stream, [=] { memcpy(to, (void*)from, bytes); });
   if (int error = allowed()) return error;
   if (int error = later(stream, [=] { memcpy(to, (void*)from, bytes); })) return error;
@@ -324,9 +364,11 @@ API int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream
   return broken;
 }
 API int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* stream) {
+  MAY_FAIL;
   return later(stream, [=] { memcpy((void*)to, (void*)from, bytes); });
 }
 API int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void* stream) {
+  MAY_FAIL;
   return later(stream, [=] { memset((void*)to, value, bytes); });
 }
 
@@ -339,14 +381,19 @@ struct Function {
   std::string name;
   size_t shared = 48 << 10;
 };
-API int cuModuleGetFunction(void** function, void*, const char* name) { return *function = new Function{name}, OK; }
+API int cuModuleGetFunction(void** function, void*, const char* name) {
+  MAY_FAIL;
+  return *function = new Function{name}, OK;
+}
 API int cuFuncSetAttribute(void* function, int attribute, int value) {
+  MAY_FAIL;
   if (attribute != 8) return INVALID;  // the largest dynamic shared memory
   ((Function*)function)->shared = value;
   return OK;
 }
 API int cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz,
                        unsigned shared, void* stream, void** arguments, void** extra) {
+  MAY_FAIL;
   const Function& kernel = *(Function*)function;
   size_t sizes[64], count = flanc_simulator_arguments(kernel.name.c_str(), sizes);
   if (extra || shared > kernel.shared || count > 64) return INVALID;
@@ -358,7 +405,8 @@ API int cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsig
     std::vector<void*> pointers;
     for (uint64_t& word : own) pointers.push_back(&word);
     static char report[8192];
-    if (!broken && flanc_simulator_launch(name.c_str(), grid, block, shared, pointers.data(), 1, report, sizeof report)) {
+    if (failure("kernel")) return;
+    if (flanc_simulator_launch(name.c_str(), grid, block, shared, pointers.data(), 1, report, sizeof report)) {
       fprintf(stderr, "%s\n", report);
       broken = LAUNCH_FAILED;
     }
@@ -386,6 +434,7 @@ API size_t cublasLtGetVersion() { return 130000; }
 API int cublasLtCreate(void** handle) { return *handle = &streams, current ? OK : INVALID; }
 API int cublasLtDestroy(void*) { return OK; }
 API int cublasLtMatmulDescCreate(void** product, int compute, int scale) {
+  MAY_FAIL;
   if (compute != 68 || scale != 0) return 7;  // sums in f32, factors in f32
   return *product = new Product(), OK;
 }
@@ -416,6 +465,7 @@ struct Heuristic {
 };
 API int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*, void* preference, int asked,
                                        Heuristic* results, int* count) {
+  MAY_FAIL;
   if (asked < 1) return 7;
   *results = {{0x666C616E63}, *(size_t*)preference, OK, 1, {}};
   return *count = 1, OK;
@@ -423,6 +473,7 @@ API int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*,
 API int cublasLtMatmul(void*, void* product, const void* alpha, const void* a, void* a_layout, const void* b,
                        void* b_layout, const void* beta, const void* c, void* c_layout, void* d, void* d_layout,
                        const uint64_t* algorithm, void* workspace, size_t workspace_bytes, void* stream) {
+  MAY_FAIL;
   const Matrix left = *(Matrix*)a_layout, right = *(Matrix*)b_layout, out = *(Matrix*)d_layout;
   const Product forms = *(Product*)product;
   const int* transposed = forms.transposed;

@@ -196,6 +196,10 @@ impl Device for Simulated {
     }
 
     fn synchronize(&self) {}
+
+    fn healthy(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Families of models that differ in what they consist of, in widths that no tile likes.
@@ -830,6 +834,65 @@ fn copies_keep_their_order() {
         let mistaken = model(out, variables).unwrap();
         assert!(!mistaken.0 || mistaken.1 != late.1, "{out}: nobody saw that streams did not wait");
     }
+}
+
+/// Each function that a run calls fails once, three quarters through the run: at once, later where a kernel runs, for want of
+/// memory. The run ends with what it was; what it has left is that of a run that was stopped.
+#[test]
+fn a_gpu_that_fails_ends_the_run_with_an_error() {
+    // Of the driver, and of cuBLASLt.
+    const OUT_OF_MEMORY: i32 = 2;
+    const LAUNCH_FAILED: i32 = 719;
+    const ALLOCATION_FAILED: i32 = 3;
+    const EXECUTION_FAILED: i32 = 13;
+    let scratch = Scratch::new();
+    prepare_a_run(&scratch);
+    let train = |out: &str, variable: (&str, &str)| {
+        train(&scratch, out, &["--steps", "3", "--device", "cuda", "--json"], &[variable])
+    };
+    let Some(whole) = train("whole", ("FLANC_SIMULATED_COUNTS", "calls")) else { return };
+    let whole = stderr(&whole);
+    let calls: Vec<(&str, usize)> = whole
+        .lines()
+        .filter_map(|line| line.strip_suffix(" times")?.split_once(" called "))
+        .map(|(function, count)| (function, count.parse().unwrap()))
+        .collect();
+    assert!(calls.len() > 20, "{whole}");
+    let mut goes_on = None;
+    for (function, count) in calls {
+        let errors = match function {
+            "cuMemHostAlloc" | "cuGraphInstantiateWithFlags" | "cuModuleGetFunction" => &[OUT_OF_MEMORY][..],
+            "cublasLtMatmul" => &[ALLOCATION_FAILED, EXECUTION_FAILED],
+            _ if function.starts_with("cublas") => &[EXECUTION_FAILED],
+            _ => &[LAUNCH_FAILED],
+        };
+        for &error in errors {
+            let out = format!("{function}-{error}");
+            let failure = format!("{function}:{}:{error}", (3 * count).div_ceil(4));
+            let output = train(&out, ("FLANC_SIMULATED_FAILURE", &failure)).unwrap();
+            let message = stderr(&output);
+            assert_eq!(output.status.code(), Some(1), "{failure}: {message}");
+            let events = String::from_utf8_lossy(&output.stdout);
+            let event: serde_json::Value = serde_json::from_str(events.lines().last().unwrap()).unwrap();
+            assert_eq!(event["event"], "failed", "{failure}: {events}");
+            let (code, words) = match (function, error) {
+                ("cuMemHostAlloc", OUT_OF_MEMORY) => ("host-memory", "the host has no memory left to "),
+                (_, OUT_OF_MEMORY | ALLOCATION_FAILED) => ("gpu-memory", "the GPU has no memory left to "),
+                _ => ("gpu-failed", "the GPU could not "),
+            };
+            assert_eq!(event["code"], code, "{failure}");
+            assert!(event["message"].as_str().unwrap().starts_with(words), "{failure}: {event}");
+            println!("{failure}: {}", event["message"]);
+            assert!(!scratch.join(&out).join("model/config.json").exists(), "{failure}");
+            if event["text"].as_str().unwrap().contains("goes on after step 2") {
+                goes_on = Some(out);
+            }
+        }
+    }
+    let goes_on = goes_on.expect("some of them fail after the checkpoint");
+    assert!(train(&goes_on, ("FLANC_SIMULATED_COUNTS", "")).unwrap().status.success());
+    let model = |out: &str| fs::read(scratch.join(out).join("model/model.safetensors")).unwrap();
+    assert!(model(&goes_on) == model("whole"), "nothing that a dead GPU gave was kept");
 }
 
 #[test]

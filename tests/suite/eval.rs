@@ -162,7 +162,7 @@ fn keeping_keys_and_values_changes_nothing() {
                 let config = weights::config(&scratch.join("model")).unwrap();
                 let mut model = Model::<Cpu>::open(&scratch.join("model"), config, micro_batch, 256).unwrap();
                 if ranked {
-                    for (question, likelihoods) in asked.iter().zip(model.likelihoods(&asked)) {
+                    for (question, likelihoods) in asked.iter().zip(model.likelihoods(&asked).unwrap()) {
                         for (option, likelihood) in question.options.iter().zip(likelihoods) {
                             let mut batch = Batch::default();
                             batch.push(&[&question.inputs[..], option].concat(), |i| i >= question.inputs.len());
@@ -177,7 +177,7 @@ fn keeping_keys_and_values_changes_nothing() {
                 }
                 // Answers of different lengths: some end at the first even token.
                 let ends = |ids: &[u32]| ids.last().is_some_and(|id| id % 2 == 0);
-                let answers = model.generate(&asked, 6, ends);
+                let answers = model.generate(&asked, 6, ends).unwrap();
                 for (question, answer) in asked.iter().zip(&answers) {
                     let mut text = question.inputs.clone();
                     for (n, &token) in answer.iter().enumerate() {

@@ -109,16 +109,17 @@ pub const FULL: Scale = Scale {
 };
 
 /// Seconds that `work` takes, of many times in a row.
-fn time<D: Device>(cuda: &mut Cuda<D>, seconds: f64, mut work: impl FnMut(&mut Cuda<D>)) -> f64 {
+fn time<D: Device>(cuda: &mut Cuda<D>, seconds: f64, mut work: impl FnMut(&mut Cuda<D>)) -> Result<f64> {
     let mut measure = |times: u32| {
         cuda.device.synchronize();
         let began = Instant::now();
         (0..times).for_each(|_| work(cuda));
         cuda.device.synchronize();
-        began.elapsed().as_secs_f64() / f64::from(times)
+        cuda.healthy()?; // what does nothing is fast
+        Ok(began.elapsed().as_secs_f64() / f64::from(times))
     };
-    measure(1); // plans, first pages
-    let once = measure(1);
+    measure(1)?; // plans, first pages
+    let once = measure(1)?;
     measure((seconds / once.max(1e-9)).clamp(1.0, 10_000.0) as u32)
 }
 
@@ -163,10 +164,10 @@ pub fn ceilings<D: Device>(device: D, scale: &Scale) -> Result<(Ceilings, D)> {
     let mut cuda = Cuda::over(device, table)?;
     fill(&mut cuda, &[from, to, matrices[0], matrices[1], matrices[2]]);
     let (from, to) = (cuda.at(from), cuda.at(to));
-    let copy = time(&mut cuda, scale.seconds, |cuda| cuda.device.copy(to, from));
+    let copy = time(&mut cuda, scale.seconds, |cuda| cuda.device.copy(to, from))?;
     let product = time(&mut cuda, scale.seconds, |cuda| {
         cuda.multiply(Form::Nt, matrices.map(|t| cuda.at(t)), [n, n, n], false, false);
-    });
+    })?;
     let ceilings = Ceilings { copy: 4.0 * scale.copied as f64 / copy, product: 2.0 * (n as f64).powi(3) / product };
     Ok((ceilings, cuda.device))
 }
@@ -257,7 +258,7 @@ pub fn kernels<D: Device>(device: D, scale: &Scale, ceilings: Ceilings, mut repo
         check::prepare(&mut cuda, shape, &batch, operation, &case);
         let seconds = time(&mut cuda, scale.seconds, |cuda| {
             check::run(cuda, operation, &case, batch.rows.len());
-        });
+        })?;
         let (bytes, operations) = work(&shape, operation, &batch);
         let floor_seconds = (bytes / ceilings.copy).max(operations / ceilings.product);
         let what = format!("{operation:?} {}", check::told(&shape, operation));
@@ -280,8 +281,8 @@ pub fn products<D: Device>(device: D, scale: &Scale, mut report: impl FnMut(&Tim
         let product = Product { form, c, a, b, m, n, k, exact: false, add: false };
         let floor_seconds = time(&mut cuda, scale.seconds, |cuda| {
             cuda.multiply(form, [c, a, b], [m, n, k], false, false);
-        });
-        let seconds = time(&mut cuda, scale.seconds, |cuda| gemm::multiply(&mut cuda.device, &product));
+        })?;
+        let seconds = time(&mut cuda, scale.seconds, |cuda| gemm::multiply(&mut cuda.device, &product))?;
         report(&Timed { what: format!("our product {form:?} {m} {n} {k}"), seconds, floor_seconds });
     }
     Ok(cuda.device)
@@ -355,7 +356,7 @@ pub fn model<D: Device>(
             cuda.arrived(losses);
             cuda.norm_arrived(norm);
         }
-    });
+    })?;
     let (bytes, parameters) = (cuda.table.total_bytes(), decoder.parameter_count(&cuda.table));
     let mfu = speed::training_flops(&decoder.config, &batch) / step_seconds / ceilings.product;
     let (answers, device) = answers(cuda.device, scale, ceilings, decoder.config)?;
@@ -399,7 +400,7 @@ fn answers<D: Device>(device: D, scale: &Scale, ceilings: Ceilings, config: Conf
     }
     let seconds = time(&mut cuda, 10.0 * scale.seconds, |cuda| {
         decoder.most_likely(cuda, &batch);
-    });
+    })?;
     let config = &decoder.config;
     let kept = places * config.layers * 2 * config.kv_heads * config.head_dim;
     // An embedding that is not the head as well is hardly read.

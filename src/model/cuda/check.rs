@@ -124,11 +124,13 @@ pub fn operations<D: Device>(device: D, shapes: &[Shape], mut report: impl FnMut
     for shape in shapes {
         for (operation, tolerance) in OPERATIONS {
             let (error, back) = one(device, *shape, operation)?;
+            back.healthy()?;
             device = back;
             report(&Compared { what: format!("{operation:?} {}", told(shape, operation)), error, tolerance });
         }
         for form in [Form::Nt, Form::Nn, Form::Tn] {
             let (error, back) = own_product(device, *shape, form)?;
+            back.healthy()?;
             device = back;
             let Shape { tokens: m, width: k, inner: n, .. } = *shape;
             report(&Compared { what: format!("our product {form:?} {m} {n} {k}"), error, tolerance: 1e-4 });
@@ -489,9 +491,9 @@ pub fn training<D: Device>(device: D, steps: usize, mut report: impl FnMut(&Comp
     let (decoder, table) = Decoder::lay_out(config, layout);
     let batch = batch(layout.tokens, decoder.config.vocabulary);
     let mut cpu = Cpu::allocate(table.clone())?;
-    let expected = losses(&decoder, &mut cpu, &batch, steps);
+    let expected = losses(&decoder, &mut cpu, &batch, steps)?;
     let mut cuda = Cuda::over(device, table)?;
-    let found = losses(&decoder, &mut cuda, &batch, steps);
+    let found = losses(&decoder, &mut cuda, &batch, steps)?;
     for (step, (found, expected)) in found.iter().zip(&expected).enumerate() {
         let error = ((found - expected) / expected).abs();
         report(&Compared {
@@ -503,7 +505,7 @@ pub fn training<D: Device>(device: D, steps: usize, mut report: impl FnMut(&Comp
     Ok(cuda.device)
 }
 
-fn losses<O: Ops>(decoder: &Decoder, ops: &mut O, batch: &Batch, steps: usize) -> Vec<f64> {
+fn losses<O: Ops>(decoder: &Decoder, ops: &mut O, batch: &Batch, steps: usize) -> Result<Vec<f64>> {
     ops.set_rotations(&decoder.config.rope(), decoder.layout.tokens);
     weights::init(Seed(17), decoder, ops);
     let step =
@@ -514,7 +516,9 @@ fn losses<O: Ops>(decoder: &Decoder, ops: &mut O, batch: &Batch, steps: usize) -
         let of_rows = decoder.train(ops, batch, 1.0 / batch.rows.len() as f32);
         losses.push(of_rows.iter().map(|&l| f64::from(l)).sum::<f64>() / of_rows.len() as f64);
         let norm = decoder.update(ops, &step);
-        assert!(ops.norm_arrived(norm).finite, "gradients are numbers");
+        let norm = ops.norm_arrived(norm);
+        ops.healthy()?;
+        assert!(norm.finite, "gradients are numbers");
     }
-    losses
+    Ok(losses)
 }

@@ -201,6 +201,9 @@ pub trait Device: Sized {
 
     /// Waits until everything that was asked for is done.
     fn synchronize(&self);
+
+    /// What the device first failed at. Since then it does nothing, and what is read of it is no result.
+    fn healthy(&self) -> Result<()>;
 }
 
 /// Numbers as the bytes they have on a device.

@@ -1,12 +1,11 @@
 //! A GPU behind CUDA's driver: one context, one arena, a stream for all work and one for what comes from the host meanwhile.
 //!
-//! A call that fails here after the device was opened is a mistake of this module or a device that broke (memory
-//! errors, a driver that was reset): there is nothing that a run could do about it but end, with what the driver said.
-//! What a run leaves is whole at any time, so that the same command goes on at the last checkpoint.
+//! A call that fails here after the device was opened (no memory for a graph, memory errors, a driver that was reset) leaves
+//! a run nothing to do but end, with what the driver said: see [`super::health`]. What a run leaves is whole at any time,
+//! so that the same command goes on at the last checkpoint.
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
-use std::fmt::Debug;
 
 use cudarc::driver::result::{self, DriverError, stream::StreamKind};
 use cudarc::driver::sys;
@@ -14,6 +13,7 @@ use rayon::prelude::*;
 
 use super::context::{Context, Facts, said};
 use super::device::{Arg, Buffer, Device, Launch, Product, Recording};
+use super::health::Health;
 use super::nccl::Nccl;
 use super::nvrtc::Compiler;
 use super::products::Products;
@@ -45,17 +45,19 @@ struct Stage {
 
 impl Stage {
     /// A context has to be current.
-    fn new(bytes: usize) -> Stage {
+    fn new(bytes: usize, health: &Health) -> Option<Stage> {
+        let pin = format_args!("pin {bytes} bytes that the GPU copies by itself");
         // SAFETY: freed in `free`. The flags ask for nothing special.
-        let memory = ended(unsafe { result::malloc_host(bytes, 0) }, "pin memory");
-        let done = ended(result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING), "make an event");
-        Stage { memory, bytes, done }
+        let memory = health.ask_host(pin, || unsafe { result::malloc_host(bytes, 0) })?;
+        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
+        let done = health.ask("make an event", || result::event::create(flags))?;
+        Some(Stage { memory, bytes, done })
     }
 
-    /// Waits until the last copy is done; an event that was never recorded counts as done.
-    fn wait(&self) {
+    /// Waits until the last copy is done, none if it cannot be; an event that was never recorded counts as done.
+    fn wait(&self, health: &Health) -> Option<()> {
         // SAFETY: the event lives until `free`.
-        ended(unsafe { result::event::synchronize(self.done) }, "copy");
+        health.ask("copy what it was given", || unsafe { result::event::synchronize(self.done) })
     }
 
     /// # Safety
@@ -87,9 +89,9 @@ impl Landing {
     }
 }
 
-/// Bytes on their way to the host: a stage that they are copied to, and how many they are.
+/// Bytes on their way to the host: a stage that they are copied to, unless the device has failed, and how many they are.
 pub struct Sent {
-    stage: Stage,
+    stage: Option<Stage>,
     bytes: usize,
 }
 
@@ -120,6 +122,7 @@ pub struct Driver {
     /// What was recorded for this arena.
     graphs: Vec<sys::CUgraphExec>,
     recording: bool,
+    health: Health,
     context: Context, // dropped last
 }
 
@@ -130,7 +133,7 @@ unsafe impl Send for Driver {}
 
 impl Driver {
     fn here(&self) {
-        ended(self.context.make_current(), "make its context current");
+        self.health.ask("make its context current", || self.context.make_current());
     }
 
     fn address(&self, at: u64) -> u64 {
@@ -145,19 +148,22 @@ impl Driver {
     /// At the address is as much memory of the device until the stream has come to it, and the stream is alive.
     unsafe fn stage(&mut self, bytes: &[u8], address: u64, stream: sys::CUstream) {
         if self.stages.len() < STAGES {
-            self.stages.push(Stage::new(STAGED));
+            let Some(stage) = Stage::new(STAGED, &self.health) else { return };
+            self.stages.push(stage);
             self.next = self.stages.len() - 1;
         }
         let stage = &self.stages[self.next];
         self.next = (self.next + 1) % STAGES;
-        stage.wait();
+        if stage.wait(&self.health).is_none() {
+            return;
+        }
         // SAFETY: the stage is no shorter than `bytes`, and nobody reads it any more; the copy reads it before its event. The
         // rest is the caller's part.
         unsafe {
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), stage.memory.cast(), bytes.len());
             let staged = std::slice::from_raw_parts(stage.memory.cast::<u8>(), bytes.len());
-            ended(result::memcpy_htod_async(address, staged, stream), "copy to the GPU");
-            ended(result::event::record(stage.done, stream), "record an event");
+            self.health.ask("copy to its memory", || result::memcpy_htod_async(address, staged, stream));
+            self.health.ask("record an event", || result::event::record(stage.done, stream));
         }
     }
 
@@ -170,29 +176,31 @@ impl Driver {
     }
 
     /// The kernel of a name, with so much dynamic shared memory allowed.
-    fn kernel(&mut self, name: &str, shared: usize) -> sys::CUfunction {
+    fn kernel(&mut self, name: &str, shared: usize) -> Option<sys::CUfunction> {
         if !self.kernels.contains_key(name) {
             let symbol = CString::new(name).expect("names of kernels have no NUL");
             // SAFETY: the modules are loaded as long as `self`.
-            let find = |&module: &sys::CUmodule| unsafe { result::module::get_function(module, symbol.clone()) }.ok();
-            let function = self.modules.iter().find_map(find).unwrap_or_else(|| panic!("there is no kernel `{name}`"));
+            let find = |&module: &sys::CUmodule| unsafe { result::module::get_function(module, symbol.clone()) };
+            let missing = Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND));
+            let search = || self.modules.iter().map(find).find(|found| *found != missing).unwrap_or(missing);
+            let function = self.health.ask(format_args!("find the kernel `{name}`"), search)?;
             self.kernels.insert(name.to_owned(), Kernel { function, shared: PLAIN_SHARED });
         }
         let kernel = self.kernels.get_mut(name).expect("it was just put there");
         if shared > kernel.shared {
             use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let what = format_args!("give `{name}` {shared} bytes of shared memory");
             // SAFETY: the function belongs to a loaded module.
-            let set = unsafe {
+            self.health.ask(what, || unsafe {
                 result::function::set_function_attribute(
                     kernel.function,
                     CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                     shared as i32,
                 )
-            };
-            ended(set, "give a kernel its shared memory");
+            })?;
             kernel.shared = shared;
         }
-        kernel.function
+        Some(kernel.function)
     }
 }
 
@@ -236,6 +244,7 @@ impl Device for Driver {
             parcels: Vec::new(),
             graphs: Vec::new(),
             recording: false,
+            health: Health::default(),
             context,
         })
     }
@@ -251,8 +260,15 @@ impl Device for Driver {
         }
         let free = result::mem_get_info().map_or(0, |(free, _)| free as u64);
         // SAFETY: no argument that could be wrong; the memory is set below.
-        let Ok(address) = (unsafe { result::malloc_sync(bytes as usize) }) else { return Err(free) };
-        self.arena = (address, bytes);
+        let taken = || match unsafe { result::malloc_sync(bytes as usize) } {
+            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Ok(None),
+            other => other.map(Some),
+        };
+        match self.health.ask("take memory", taken) {
+            Some(Some(address)) => self.arena = (address, bytes),
+            Some(None) => return Err(free),
+            None => return Ok(()),
+        }
         self.zero(Buffer { at: 0, bytes });
         self.synchronize(); // the second stream does not wait for zeros
         Ok(())
@@ -264,8 +280,9 @@ impl Device for Driver {
         assert!(bytes.len() as u64 <= to.bytes, "what is uploaded fits");
         let address = self.address(to.at);
         if bytes.len() > STAGED {
+            let stream = self.stream;
             // SAFETY: the buffer lies in the arena; `bytes` lives until the copy is done, which is waited for.
-            ended(unsafe { result::memcpy_htod_async(address, bytes, self.stream) }, "copy to the GPU");
+            self.health.ask("copy to its memory", || unsafe { result::memcpy_htod_async(address, bytes, stream) });
             return self.synchronize();
         }
         // SAFETY: the buffer lies in the arena, and the stream is ours.
@@ -286,20 +303,21 @@ impl Device for Driver {
         // SAFETY: streams and events are ours, and the buffers lie in the arena. A landing is written to when what came
         // there last has left, and read from when all of it has come.
         unsafe {
-            ended(result::stream::wait_event(self.copies, left, no_flags), "wait for an event");
+            self.health.ask("wait for an event", || result::stream::wait_event(self.copies, left, no_flags));
             self.stage(bytes, by, self.copies);
-            ended(result::event::record(came, self.copies), "record an event");
-            ended(result::stream::wait_event(self.stream, came, no_flags), "wait for an event");
-            ended(result::memcpy_dtod_async(to, by, length, self.stream), "copy memory");
-            ended(result::event::record(left, self.stream), "record an event");
+            self.health.ask("record an event", || result::event::record(came, self.copies));
+            self.health.ask("wait for an event", || result::stream::wait_event(self.stream, came, no_flags));
+            self.health.ask("copy memory", || result::memcpy_dtod_async(to, by, length, self.stream));
+            self.health.ask("record an event", || result::event::record(left, self.stream));
         }
     }
 
     fn download(&self, from: Buffer, bytes: &mut [u8]) {
         self.here();
         assert!(bytes.len() as u64 <= from.bytes, "no more is downloaded than is there");
+        let from = self.address(from.at);
         // SAFETY: the buffer lies in the arena; `bytes` lives until the copy is done, which is waited for.
-        ended(unsafe { result::memcpy_dtoh_async(bytes, self.address(from.at), self.stream) }, "copy from the GPU");
+        self.health.ask("copy from its memory", || unsafe { result::memcpy_dtoh_async(bytes, from, self.stream) });
         self.synchronize();
     }
 
@@ -309,14 +327,17 @@ impl Device for Driver {
         assert!(bytes as u64 <= from.bytes, "no more is sent than is there");
         let free = self.parcels.iter().position(|stage| stage.bytes >= bytes);
         let stage = match free {
-            Some(free) => self.parcels.swap_remove(free),
-            None => Stage::new(bytes.next_power_of_two().max(SMALLEST)),
+            Some(free) => Some(self.parcels.swap_remove(free)),
+            None => Stage::new(bytes.next_power_of_two().max(SMALLEST), &self.health),
         };
-        // SAFETY: the stage is long enough, and nobody else has it until its event; the arena holds the buffer.
-        unsafe {
-            let memory = std::slice::from_raw_parts_mut(stage.memory.cast::<u8>(), bytes);
-            ended(result::memcpy_dtoh_async(memory, self.address(from.at), self.stream), "copy from the GPU");
-            ended(result::event::record(stage.done, self.stream), "record an event");
+        if let Some(stage) = &stage {
+            let from = self.address(from.at);
+            // SAFETY: the stage is long enough, and nobody else has it until its event; the arena holds the buffer.
+            unsafe {
+                let memory = std::slice::from_raw_parts_mut(stage.memory.cast::<u8>(), bytes);
+                self.health.ask("copy from its memory", || result::memcpy_dtoh_async(memory, from, self.stream));
+                self.health.ask("record an event", || result::event::record(stage.done, self.stream));
+            }
         }
         Sent { stage, bytes }
     }
@@ -324,18 +345,21 @@ impl Device for Driver {
     fn arrived(&mut self, sent: Sent) -> Vec<u8> {
         self.here();
         let Sent { stage, bytes } = sent;
-        stage.wait();
-        // SAFETY: the copy has written as many bytes, and is done.
-        let arrived = unsafe { std::slice::from_raw_parts(stage.memory.cast::<u8>(), bytes) }.to_vec();
+        let Some(stage) = stage else { return vec![0; bytes] };
+        let arrived = match stage.wait(&self.health) {
+            // SAFETY: the copy has written as many bytes, and is done.
+            Some(()) => unsafe { std::slice::from_raw_parts(stage.memory.cast::<u8>(), bytes) }.to_vec(),
+            None => vec![0; bytes],
+        };
         self.parcels.push(stage);
         arrived
     }
 
     fn zero(&mut self, buffer: Buffer) {
         self.here();
+        let (at, bytes) = (self.address(buffer.at), buffer.bytes as usize);
         // SAFETY: the buffer lies in the arena.
-        let set = unsafe { result::memset_d8_async(self.address(buffer.at), 0, buffer.bytes as usize, self.stream) };
-        ended(set, "clear memory");
+        self.health.ask("clear memory", || unsafe { result::memset_d8_async(at, 0, bytes, self.stream) });
     }
 
     fn copy(&mut self, to: Buffer, from: Buffer) {
@@ -343,13 +367,14 @@ impl Device for Driver {
         assert!(from.bytes <= to.bytes, "what is copied fits");
         let (to, from, bytes) = (self.address(to.at), self.address(from.at), from.bytes as usize);
         // SAFETY: both buffers lie in the arena.
-        ended(unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }, "copy memory");
+        self.health.ask("copy memory", || unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) });
     }
 
     fn sum_over_ranks(&mut self, buffer: Buffer, numbers: usize, ranks: &mut Ranks) -> Result<()> {
         self.here();
         assert!(!self.recording, "ranks are summed between recordings");
         buffer.f32(numbers); // long enough
+        self.health.check()?; // other ranks would wait for sums of nothing
         if self.nccl.is_none() {
             self.nccl = Some(Nccl::connect(ranks)?);
         }
@@ -364,14 +389,15 @@ impl Device for Driver {
             return;
         }
         self.here();
-        let function = self.kernel(kernel, shared);
+        let Some(function) = self.kernel(kernel, shared) else { return };
         let mut words: Vec<u64> = arguments.iter().map(|argument| argument.word(self.arena.0)).collect();
         let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|word| (&raw mut *word).cast()).collect();
         let grid = grid.map(|blocks| u32::try_from(blocks).expect("a grid has fewer than 2³² blocks"));
+        let what = format_args!("launch `{kernel}` with {grid:?} blocks of {block} threads");
         // SAFETY: the arguments are those of the kernel's signature (the simulator runs the same launches against the
         // same signatures), and buffers are as long as their launcher says that the kernel touches. The driver copies
         // the arguments before it returns.
-        let launched = unsafe {
+        self.health.ask(what, || unsafe {
             result::launch_kernel(
                 function,
                 (grid[0], grid[1], grid[2]),
@@ -380,8 +406,7 @@ impl Device for Driver {
                 self.stream,
                 &mut pointers,
             )
-        };
-        ended(launched, &format!("launch `{kernel}`"));
+        });
     }
 
     fn multiply(&mut self, product: &Product, workspace: Buffer) {
@@ -390,14 +415,12 @@ impl Device for Driver {
         }
         self.here();
         product.operands(); // long enough
+        let Product { form, m, n, k, .. } = *product;
+        let workspace = (workspace.at, workspace.bytes as usize);
         // SAFETY: the buffers lie in the arena and are as long as the shapes say; the stream is ours.
-        let done = unsafe {
-            let workspace = (workspace.at, workspace.bytes as usize);
+        self.health.ask(format_args!("multiply matrices ({form:?} {m} {n} {k})"), || unsafe {
             self.products.multiply(product, self.arena.0, workspace, self.stream.cast())
-        };
-        if let Err(error) = done {
-            panic!("cuBLASLt does not multiply {product:?}: {:?}", error.0);
-        }
+        });
     }
 
     fn record(&mut self) {
@@ -406,7 +429,7 @@ impl Device for Driver {
         // that a capture does not allow: functions are loaded, and products planned.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is ours.
-        ended(unsafe { result::stream::begin_capture(self.stream, mode) }, "record work");
+        self.health.ask("record work", || unsafe { result::stream::begin_capture(self.stream, mode) });
         self.recording = true;
     }
 
@@ -415,28 +438,33 @@ impl Device for Driver {
         self.recording = false;
         let nothing_special = sys::CUgraphInstantiate_flags(0);
         // SAFETY: the stream is ours and was being captured; the graph is used only here.
-        let graph = unsafe {
-            let graph = ended(result::stream::end_capture(self.stream), "record work");
-            let executable = ended(result::graph::instantiate(graph, nothing_special), "make ready what was recorded");
-            ended(result::graph::destroy(graph), "free what was recorded");
-            executable
+        let ready = |graph| unsafe {
+            let executable = result::graph::instantiate(graph, nothing_special);
+            result::graph::destroy(graph).and(executable)
         };
-        self.graphs.push(graph);
-        Recording(self.graphs.len() - 1)
+        // SAFETY: as above.
+        let graph = self.health.ask("record work", || unsafe { result::stream::end_capture(self.stream) });
+        let executable = graph.and_then(|graph| self.health.ask("keep the graph of a pass", || ready(graph)));
+        self.graphs.extend(executable);
+        Recording(self.graphs.len().saturating_sub(1))
     }
 
     fn replay(&mut self, recording: Recording) {
         self.here();
-        let graph = self.graphs[recording.0];
         // SAFETY: the graph is there until the arena is given up that its launches are about. Those were checked when they
         // were recorded, and their arguments are copied in it.
-        ended(unsafe { result::graph::launch(graph, self.stream) }, "do what was recorded");
+        self.health
+            .ask("do what was recorded", || unsafe { result::graph::launch(self.graphs[recording.0], self.stream) });
     }
 
     fn synchronize(&self) {
         self.here();
         // SAFETY: the stream is ours.
-        ended(unsafe { result::stream::synchronize(self.stream) }, "do what it was asked for");
+        self.health.ask("do what it was asked for", || unsafe { result::stream::synchronize(self.stream) });
+    }
+
+    fn healthy(&self) -> Result<()> {
+        self.health.check()
     }
 }
 
@@ -471,9 +499,4 @@ impl Drop for Driver {
 
 fn broken(error: DriverError) -> Box<Diagnostic> {
     Diagnostic::error("gpu", "the GPU does not do what it is asked for").found(said(error)).into()
-}
-
-/// Ends the run if the device has failed; see the module's text.
-fn ended<T>(result: Result<T, impl Debug>, what: &str) -> T {
-    result.unwrap_or_else(|error| panic!("the GPU could not {what}: {error:?}"))
 }

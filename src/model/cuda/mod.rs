@@ -27,6 +27,7 @@ pub mod rope;
 pub mod swiglu;
 
 mod batch;
+pub mod health;
 pub mod layout;
 
 #[allow(unsafe_code)]
@@ -95,6 +96,7 @@ impl<D: Device> Cuda<D> {
             let missing = |place: &Place| place.compute.at.saturating_add(place.compute.bytes) > free;
             table.out_of_memory(places.iter().position(missing).unwrap_or(places.len() - 1))
         })?;
+        device.healthy()?;
         let own = |tensor: Tensor| places[tensor.index()].own;
         let (loaded, rotations) = (
             batch::lists(&Batch::default(), 0.0, own(scratch.batch)).1,
@@ -179,6 +181,10 @@ impl<D: Device> Ops for Cuda<D> {
 
     fn zero(&mut self, tensor: Tensor) {
         self.device.zero(self.own(tensor));
+    }
+
+    fn healthy(&self) -> Result<()> {
+        self.device.healthy()
     }
 
     fn load(&mut self, batch: &Batch, weight: f32) {
