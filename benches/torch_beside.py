@@ -1,23 +1,21 @@
-"""PyTorch and transformers beside `flanc gpu bench`: the same models, packs and optimizer on the same GPU.
+"""A model of `flanc gpu bench`, trained by PyTorch and transformers: the same shape, packs and optimizer on the same GPU.
 
-    flanc gpu all --out gpu
-    python benches/torch_beside.py gpu/gpu.json [--model 0.5B ...] [--all-logits] [--json FILE]
-    python benches/torch_beside.py --dry
+    python benches/torch_beside.py gpu/gpu.json 0.5B [--all-logits]
 
-Needs torch 2 with CUDA, transformers (4.49 or newer, which has `logits_to_keep`) and flash-attn. For every model that the
-report has, it trains one of the same shape with random weights on segments of the same lengths, as a careful user of
-transformers would: weights in f32 under autocast to bf16, torch.compile, FlashAttention 2 with variable lengths (which
-transformers takes where positions begin anew within a row), only the positions with a target through the head (all of them
-with --all-logits, as most trainers do), and transformers' Adafactor with absolute steps. Printed are tokens a second of both,
-and how many times faster flanc is.
+`gpu.py` calls it for every model. Needs torch 2 with CUDA, transformers (4.49 or newer, which has `logits_to_keep`) and
+flash-attn. It trains a model of the shape that the report names, with random weights, on segments of the same lengths, as
+a careful user of transformers would: weights in f32 under autocast to bf16, torch.compile, FlashAttention 2 with variable
+lengths (which transformers takes where positions begin anew within a row), only the positions with a target through the head
+(all of them with --all-logits, as most trainers do), and transformers' Adafactor with absolute steps. The last line it
+prints is an object with the figures.
 
---dry goes the same way with a tiny model on the CPU, with PyTorch's own attention and nothing compiled: it needs neither a
-GPU nor flash-attn, and says whether the versions that are installed can do the rest. It checks that the rows asked for have the
-losses of whole logits and that the loss falls. Its times mean nothing and are not printed.
+--dry goes the same way on the CPU, with PyTorch's own attention and nothing compiled: it needs neither a GPU nor flash-attn. It
+checks that the rows asked for have the losses of whole logits and that the loss falls. Its times mean nothing.
 """
 
 import argparse
 import json
+import pathlib
 import time
 
 import torch
@@ -27,10 +25,6 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.optimization import Adafactor
 
 WARM_UP, STEPS = 5, 20
-TINY = {
-    "vocab_size": 131, "hidden_size": 64, "intermediate_size": 100, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "tie_word_embeddings": True,
-}
 
 
 def build(config, device):
@@ -99,63 +93,36 @@ def measure(speed, all_logits):
     return (time.perf_counter() - began) / STEPS, torch.cuda.max_memory_allocated()
 
 
-def dry():
-    """All but the GPU, its attention and its compiler."""
-    model = build(TINY, "cpu")
-    packed = pack([5, 1, 23, 2, 40], model.config.vocab_size, "cpu")
+def try_out(speed):
+    """The same on the CPU: seconds that mean nothing, and no memory."""
+    model = build(speed["config"], "cpu")
+    packed = pack(speed["segments"], model.config.vocab_size, "cpu")
+    assert len(packed[-1]) == speed["targets"], f"{len(packed[-1])} targets, not {speed['targets']}"
     with torch.no_grad():
         some, whole = (loss_of(model, *packed, all_logits).item() for all_logits in (False, True))
     assert abs(some - whole) < 1e-3 * whole, f"{some} of the rows asked for, {whole} of whole logits"
-    optimizer = adafactor(model, 1e-3)
+    optimizer, began = adafactor(model, 1e-3), time.perf_counter()
     losses = [step(model, optimizer, packed, all_logits=False).item() for _ in range(STEPS)]
     assert losses[-1] < losses[0] - 0.1, f"the loss went from {losses[0]} to {losses[-1]}"
-    print(f"dry run on the CPU, PyTorch {torch.__version__}, transformers {transformers.__version__}: nothing was measured")
-    print(f"{len(packed[-1])} targets in {packed[0].shape[1]} tokens, loss {losses[0]:.3f} -> {losses[-1]:.3f}")
+    return (time.perf_counter() - began) / STEPS, 0
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("report", nargs="?", help="gpu.json of `flanc gpu all`")
-    parser.add_argument("--dry", action="store_true", help="a tiny model on the CPU, without figures: can it run here?")
-    parser.add_argument("--model", action="append", help="only this one; may be given more than once")
+    parser.add_argument("report", type=pathlib.Path, help="gpu.json of `flanc gpu all`")
+    parser.add_argument("model", help="one that the report has")
+    parser.add_argument("--dry", action="store_true", help="on the CPU, without figures: can it run here?")
     parser.add_argument("--all-logits", action="store_true", help="logits of all positions, not only of those with a target")
-    parser.add_argument("--json", help="file for the figures")
     arguments = parser.parse_args()
-    if arguments.dry:
-        return dry()
-    if arguments.report is None:
-        parser.error("gpu.json is missing; --dry needs none")
-    with open(arguments.report) as file:
-        report = json.load(file)
-    print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}")
-    print("| model | flanc tokens/s | PyTorch tokens/s | flanc is faster by | PyTorch's memory |")
-    print("| --- | ---: | ---: | ---: | ---: |")
-    figures = []
-    for speed in report.get("models", []):
-        if arguments.model and speed["model"] not in arguments.model:
-            continue
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        torch.compiler.reset()
-        try:
-            seconds, memory = measure(speed, arguments.all_logits)
-        except torch.cuda.OutOfMemoryError:
-            print(f"| {speed['model']} | {speed['tokens_per_second']:,.0f} | out of memory | | |")
-            continue
-        theirs = speed["tokens_per_step"] / seconds
-        ratio = speed["tokens_per_second"] / theirs
-        print(
-            f"| {speed['model']} | {speed['tokens_per_second']:,.0f} | {theirs:,.0f} | {ratio:.2f} × | {memory / 1e9:.1f} GB |",
-            flush=True,
-        )
-        figures.append({
-            "model": speed["model"], "flanc_tokens_per_second": speed["tokens_per_second"],
-            "torch_tokens_per_second": theirs, "ratio": ratio, "torch_bytes": memory, "all_logits": arguments.all_logits,
-            "torch": torch.__version__,
-        })
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(figures, file, indent=1)
+    speeds = {speed["model"]: speed for speed in json.loads(arguments.report.read_text()).get("models", [])}
+    if arguments.model not in speeds:
+        parser.error(f"the report has {', '.join(speeds) or 'no models'}")
+    speed = speeds[arguments.model]
+    seconds, peak = try_out(speed) if arguments.dry else measure(speed, arguments.all_logits)
+    print(json.dumps({
+        "tokens_per_second": speed["tokens_per_step"] / seconds, "step_seconds": seconds, "bytes": peak,
+        "all_logits": arguments.all_logits, "versions": f"PyTorch {torch.__version__}, transformers {transformers.__version__}",
+    }))
 
 
 if __name__ == "__main__":
