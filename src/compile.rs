@@ -471,6 +471,7 @@ fn describe(
             blake3: plan.tokenizer.hash().to_owned(),
             engine: plan.tokenizer.engine().to_owned(),
             vocabulary: plan.tokenizer.vocabulary_size(),
+            bos: plan.bos.as_ref().map(|b| (b.id, b.text.clone())),
             eos: (plan.eos.id, plan.eos.text.clone()),
             pad: (plan.pad.id, plan.pad.text.clone()),
             separator: plan.separator.as_ref().map(|s| (s.id, s.text.clone())),

@@ -84,7 +84,7 @@ impl<'p> Exemplars<'p> {
             })?;
         }
         let templates = task.task.definition.templates.len();
-        let longest = recipe.lengths.inputs - usize::from(plan.separator.is_some());
+        let longest = plan.longest_inputs();
         Ok(Exemplars {
             recipe,
             task,

@@ -297,8 +297,10 @@ impl<'k, 'p> Worker<'k, 'p> {
             ("flanc.inputs_length", plan.recipe.lengths.inputs.to_string()),
             ("flanc.targets_length", plan.recipe.lengths.targets.to_string()),
         ]
+        .into_iter()
+        .chain(plan.bos.as_ref().map(|bos| ("flanc.bos_id", bos.id.to_string())))
         .map(|(k, v)| (k.to_owned(), v))
-        .into();
+        .collect();
         let eval = task.role == Role::HeldOut;
         let schema = if eval { EvalRows::schema() } else { PromptRows::schema() };
         let file = |suffix: &str| format!("{}{suffix}.parquet", unit.stem);
@@ -396,6 +398,9 @@ impl<'k, 'p> Worker<'k, 'p> {
             Ok(shortened) => self.counts.shortened += u64::from(shortened),
             Err(failure) => return Ok(Err(failure)),
         }
+        if let Some(bos) = &self.plan.bos {
+            self.ids.insert(0, bos.id);
+        }
         self.ids.extend(self.plan.separator.as_ref().map(|s| s.id));
         let target_start = self.ids.len();
         self.targets.push(self.plan.eos.id);
@@ -474,7 +479,7 @@ impl<'k, 'p> Worker<'k, 'p> {
             self.keep.encoder.encode_into(inputs, &mut self.ids)?;
             shots = exemplars.draw(id, template, self.ids.len(), &mut self.keep.encoder)?;
         }
-        let most = recipe.lengths.inputs - usize::from(self.plan.separator.is_some());
+        let most = self.plan.longest_inputs();
         loop {
             let texts: Vec<&exemplar::Exemplar> = shots.iter().map(|shot| &shot.text).collect();
             let assembled = match exemplar::assemble(&texts, inputs, recipe.wrapper) {
@@ -497,7 +502,7 @@ impl<'k, 'p> Worker<'k, 'p> {
     /// Brings `ids` and `targets` to length; says whether anything was cut.
     fn fit(&mut self, bound: &Bound, template: usize) -> Result<Result<bool, Failure>> {
         let lengths = self.plan.recipe.lengths;
-        let most_inputs = lengths.inputs - usize::from(self.plan.separator.is_some());
+        let most_inputs = self.plan.longest_inputs();
         let most_targets = lengths.targets - 1; // the end of the sequence follows
         if self.ids.len() <= most_inputs && self.targets.len() <= most_targets {
             return Ok(Ok(false));

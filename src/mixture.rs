@@ -92,7 +92,7 @@ impl Recipe {
             absent: Absent::Error,
             split_scale: None,
             splits: BTreeMap::new(),
-            tokenizer: TokenizerChoice { file: None, place: None, eos: None, pad: None, separator: None },
+            tokenizer: TokenizerChoice::default(),
             lengths: Lengths { inputs: 1024, targets: 256, overflow: Overflow::Shorten },
             output: Output { profile: Profile::Packed, sequence: SEQUENCE, mix: true, shard_tokens: SHARD_TOKENS },
         }
@@ -244,19 +244,30 @@ pub enum Absent {
     Skip,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct TokenizerChoice {
     /// `None`: `tokenizer.json`, where the command runs or beside the data.
     pub file: Option<PathBuf>,
     /// Where the recipe names the file.
     pub place: Option<Span>,
+    pub bos: Begin,
     pub eos: Option<Snippet>,
     pub pad: Option<Snippet>,
     /// A control token between inputs and targets.
     pub separator: Option<Snippet>,
 }
 
-/// Lengths in tokens: inputs with their separator, targets with their end of sequence.
+/// The control token that every prompt begins with.
+#[derive(Clone, Debug, Default)]
+pub enum Begin {
+    /// The recipe does not say: none, and a warning if the tokenizer is used to one.
+    #[default]
+    Unsaid,
+    Nothing,
+    Token(Snippet),
+}
+
+/// Lengths in tokens: inputs with what begins them and their separator, targets with their end of sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Lengths {
     pub inputs: usize,
@@ -548,6 +559,11 @@ fn amend(mut recipe: Recipe, table: &Table<'_>, directory: &Path) -> Recipe {
         if let Some(file) = t.text("file") {
             choice.place = Some(file.whole_span());
             choice.file = Some(directory.join(file.text));
+        }
+        match t.text("bos") {
+            None => {}
+            Some(word) if word.text == "none" => choice.bos = Begin::Nothing,
+            Some(token) => choice.bos = Begin::Token(token),
         }
         choice.eos = t.text("eos").or(choice.eos.take());
         choice.pad = t.text("pad").or(choice.pad.take());

@@ -14,7 +14,7 @@ use crate::ingest::Corpus;
 use crate::ingest::info::CorpusName;
 use crate::ingest::splits::{self, Part};
 use crate::mixture::{
-    Absent, Choice, Compat, Instructions, Recipe, ReducedSplits, Wrapper, rates, reduced_splits, too_close,
+    Absent, Begin, Choice, Compat, Instructions, Recipe, ReducedSplits, Wrapper, rates, reduced_splits, too_close,
 };
 use crate::shard::writer;
 use crate::storage;
@@ -41,6 +41,8 @@ pub struct Sources<'c> {
 pub struct Plan<'c> {
     sources: Sources<'c>,
     pub tokenizer: Tokenizer,
+    /// What every prompt begins with.
+    pub bos: Option<Control>,
     pub eos: Control,
     pub pad: Control,
     pub separator: Option<Control>,
@@ -166,6 +168,10 @@ pub fn with_tokenizer<'c>(
         None => vec![at(d)],
     };
     let text = |token: &Option<Snippet>| token.as_ref().map(|t| t.text.clone());
+    let bos = match &choice.bos {
+        Begin::Token(name) => tokenizer.control(Some(&name.text), &[]).map_err(|d| vec![d.at(name.whole_span())])?,
+        Begin::Nothing | Begin::Unsaid => None,
+    };
     let eos = tokenizer.end_of_sequence(text(&choice.eos).as_deref()).map_err(|d| named(&choice.eos, *d))?;
     let pad = tokenizer.padding(text(&choice.pad).as_deref(), &eos).map_err(|d| named(&choice.pad, *d))?;
     let separator = match &choice.separator {
@@ -174,10 +180,24 @@ pub fn with_tokenizer<'c>(
         None if sources.recipe.wrapper == Wrapper::Continuation => None,
         None => (sources.recipe.compat == Compat::FlanV1).then(|| eos.clone()),
     };
-    sources.warnings.extend(tokenizer.warnings.iter().cloned());
-    let mut plan = Plan { sources, tokenizer, eos, pad, separator, hash: String::new() };
+    let unsaid = match (&choice.bos, tokenizer.begins_with()) {
+        (Begin::Unsaid, Some(token)) => Some(at(no_begin_token(&file, token))),
+        _ => None,
+    };
+    sources.warnings.extend(tokenizer.warnings.iter().cloned().chain(unsaid));
+    let mut plan = Plan { sources, tokenizer, bos, eos, pad, separator, hash: String::new() };
     plan.hash = hash(&plan).map_err(one)?;
     Ok(plan)
+}
+
+/// What is said where other programs would put a token before every prompt, and nobody has said whether we should.
+fn no_begin_token(file: &Path, token: &str) -> Diagnostic {
+    let message =
+        format!("`{}` puts `{token}` before every text, and the recipe does not say whether to", file.display());
+    Diagnostic::warning("no-begin-token", message)
+        .found("no `bos` under [tokenizer]: prompts begin without")
+        .note("note", "transformers and vLLM add the token; a model that was trained with it does worse without")
+        .help(format!("say `bos = \"{token}\"`, or `bos = \"none\"` to go without and hear no more of it"))
 }
 
 /// The tokenizer that a recipe names; else the one where the command runs, or the one beside the data.
@@ -290,6 +310,18 @@ fn without_a_flood(errors: Vec<Diagnostic>) -> Vec<Diagnostic> {
     }
     others.splice(0..0, absent);
     others
+}
+
+impl Plan<'_> {
+    /// Control tokens around the text of inputs; their length counts them.
+    pub fn around_inputs(&self) -> usize {
+        usize::from(self.bos.is_some()) + usize::from(self.separator.is_some())
+    }
+
+    /// Most tokens that the text of inputs may have.
+    pub fn longest_inputs(&self) -> usize {
+        self.recipe.lengths.inputs - self.around_inputs()
+    }
 }
 
 impl Sources<'_> {
@@ -645,7 +677,7 @@ pub fn corpus_identity(corpus: &Corpus, parts: &[Part]) -> Result<Value> {
 /// The settings of a recipe that decide what a prompt's tokens are, and which prompts there are.
 pub fn prompt_settings(plan: &Plan<'_>) -> Value {
     let r = &plan.recipe;
-    json!({
+    let mut settings = json!({
         "format": FORMAT,
         "seed": r.seed,
         "cap": r.cap, "select": r.select, "filters": r.filters,
@@ -658,7 +690,12 @@ pub fn prompt_settings(plan: &Plan<'_>) -> Value {
         // Padding is in no task shard, but every file names the token.
         "eos": plan.eos.id, "pad": plan.pad.id, "separator": plan.separator.as_ref().map(|s| s.id),
         "engines": [engine::ENGINE, plan.tokenizer.engine(), writer::ENGINE],
-    })
+    });
+    // Left out where there is none: it is younger than plans that are to keep their hash.
+    if let Some(bos) = &plan.bos {
+        settings["bos"] = json!(bos.id);
+    }
+    settings
 }
 
 /// The settings of a recipe that decide how prompts are mixed.

@@ -232,6 +232,11 @@ impl RowOf<'_> {
         if target_start >= ids.len() {
             return Some("a segment without targets".into());
         }
+        if let Some((bos, text)) = &tokenizer.bos
+            && ids[..target_start].first() != Some(&(*bos as i32))
+        {
+            return Some(format!("a segment does not begin with `{text}`"));
+        }
         if ids.last() != Some(&(tokenizer.eos.0 as i32)) {
             return Some("a segment does not end in the end of sequence".into());
         }

@@ -3,6 +3,8 @@
 mod suite {
     /// The audit of templates, by fixtures; and that the project's own pass it.
     mod audit;
+    /// What prompts begin with.
+    mod begin;
     /// The template checker: what is said about templates and expressions, by fixtures.
     mod check;
     /// Compiles of the bundled corpora: what is in the output, and that it is the same however it came about.

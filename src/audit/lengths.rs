@@ -16,7 +16,7 @@ use crate::tokenize::Encoder;
 /// What has been measured of a task's prompts, before any cut.
 #[derive(Clone, Debug, Default)]
 pub struct Lengths {
-    /// Tokens of each prompt; the end of sequence and a separator counted.
+    /// Tokens of each prompt; the control tokens around its sides counted.
     tokens: [Vec<u32>; 2],
     /// Prompts whose inputs, or targets, are longer than the recipe allows.
     pub cut: [u64; 2],
@@ -112,7 +112,7 @@ impl<'p> Measure<'p> {
     ) -> Result<()> {
         let recipe = &self.plan.recipe;
         let counted = [
-            (self.inputs(prompt)? + usize::from(self.plan.separator.is_some()), recipe.lengths.inputs),
+            (self.inputs(prompt)? + self.plan.around_inputs(), recipe.lengths.inputs),
             (self.tokens(&prompt.targets.text)? + 1, recipe.lengths.targets),
         ];
         for (side, (tokens, most)) in Side::BOTH.into_iter().zip(counted) {
@@ -153,7 +153,7 @@ impl<'p> Measure<'p> {
             let query = self.tokens(inputs)?;
             shots = exemplars.draw(prompt.id, prompt.template, query, &mut self.encoder)?;
         }
-        let most = recipe.lengths.inputs - usize::from(self.plan.separator.is_some());
+        let most = self.plan.longest_inputs();
         loop {
             let texts: Vec<&Exemplar> = shots.iter().map(|shot| &shot.text).collect();
             let tokens = self.tokens(&exemplar::assemble(&texts, inputs, recipe.wrapper))?;

@@ -5,16 +5,15 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::eval::{Asking, with_interval, write};
+use super::tokens::of_model;
 use super::{DataDirs, Definitions, Outcome, print, report};
 use crate::compile::{self, Progress};
-use crate::diag::Diagnostic;
+use crate::diag::{Diagnostic, Result};
 use crate::eval::TaskScores;
 use crate::eval::compare::{Comparison, WAYS, Way, compare};
 use crate::eval::interval::METHOD;
 use crate::mixture::{self, Contamination, Instructions, Output, Recipe, TokenizerChoice, Wrapper};
 use crate::plan;
-use crate::shard::manifest::TOKENIZER;
-use crate::storage;
 
 /// Compare a tuned model with one that is not, as the paper does
 ///
@@ -60,7 +59,7 @@ impl Compare {
         let pool = super::threads(self.asking.threads)?;
         // All prompts first: what is wrong with data or recipe shows before a model has worked for hours.
         for way in WAYS {
-            let plan = plan::held_out(self.asked(way, &recipe), &catalogue, &self.data.data_dirs)?;
+            let plan = plan::held_out(self.asked(way, &recipe)?, &catalogue, &self.data.data_dirs)?;
             if plan.tasks.is_empty() {
                 return Err(nothing_held_out(&recipe).into());
             }
@@ -92,30 +91,25 @@ impl Compare {
 
     /// The recipe whose held-out prompts ask so: a tuned model is asked as the recipe trained it; one that is not gets
     /// the fields of each example, one below the other, and goes on where they end.
-    fn asked(&self, way: Way, recipe: &Recipe) -> Recipe {
-        let own = self.model(way).join(TOKENIZER);
-        let own = storage::stamp(&own).map(|_| own);
+    fn asked(&self, way: Way, recipe: &Recipe) -> Result<Recipe> {
         let recipe = Recipe {
             shots: if way.exemplars { self.shots as usize } else { 0 },
             contamination: Contamination::Ignore,
             output: Output { mix: false, ..recipe.output },
-            tokenizer: TokenizerChoice {
-                place: recipe.tokenizer.place.clone().filter(|_| own.is_none()),
-                file: own.clone().or(recipe.tokenizer.file.clone()),
-                ..recipe.tokenizer.clone()
-            },
             ..recipe.clone()
         };
+        let own = |choice: &TokenizerChoice| of_model(self.model(way), choice);
         if way.tuned {
-            return recipe;
+            let tokenizer = own(&recipe.tokenizer)?.unwrap_or(recipe.tokenizer);
+            return Ok(Recipe { tokenizer, ..recipe });
         }
-        let tokenizer = match own {
-            // Another model's tokenizer need not have the control tokens that the recipe names.
-            Some(_) => TokenizerChoice { eos: None, pad: None, separator: None, ..recipe.tokenizer },
+        // What the recipe says of control tokens is for the model that it trained.
+        let tokenizer = match own(&TokenizerChoice::default())? {
+            Some(own) => own,
             None => TokenizerChoice { separator: None, ..recipe.tokenizer },
         };
         let (eval_instructions, wrapper) = (Instructions::None, Wrapper::Continuation);
-        Recipe { eval_instructions, wrapper, tokenizer, ..recipe }
+        Ok(Recipe { eval_instructions, wrapper, tokenizer, ..recipe })
     }
 }
 

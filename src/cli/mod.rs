@@ -19,6 +19,7 @@ mod rows;
 mod serve;
 mod tasks;
 mod tokenizer;
+mod tokens;
 mod train;
 mod verify;
 

@@ -72,13 +72,15 @@ impl<'g> Gather<'g> {
             ("flanc.pad_id", plan.pad.id.to_string()),
             ("flanc.inputs_length", lengths.inputs.to_string()),
             ("flanc.targets_length", lengths.targets.to_string()),
-        ];
+        ]
+        .into_iter()
+        .chain(plan.bos.as_ref().map(|bos| ("flanc.bos_id", bos.id.to_string())));
         Gather {
             plan,
             runs,
             out,
             names: names(plan),
-            metadata: metadata.map(|(k, v)| (k.to_owned(), v)).into(),
+            metadata: metadata.map(|(k, v)| (k.to_owned(), v)).collect(),
             benches: (0..rayon::current_num_threads()).map(|_| Mutex::default()).collect(),
         }
     }

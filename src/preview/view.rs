@@ -155,7 +155,7 @@ impl<'p> Viewer<'p> {
             return Ok(view);
         };
         let lengths = plan.recipe.lengths;
-        let most = [lengths.inputs - usize::from(plan.separator.is_some()), lengths.targets - 1];
+        let most = [plan.longest_inputs(), lengths.targets - 1];
         let mut shots = shots;
         let mut inputs = loop {
             let mut inputs = SideView::of(around(&own, &trace.inputs.text, shots, plan.recipe.wrapper, origins), true);
@@ -169,6 +169,7 @@ impl<'p> Viewer<'p> {
             }
         };
         targets.encode(encoder)?;
+        inputs.special.before.extend(plan.bos.as_ref().map(|bos| bos.id));
         inputs.special.after.extend(plan.separator.as_ref().map(|separator| separator.id));
         targets.special.after.push(plan.eos.id);
         let too_long = [inputs.token_count > most[0], targets.token_count > most[1]];

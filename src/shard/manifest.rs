@@ -44,6 +44,9 @@ pub struct TokenizerEntry {
     pub blake3: String,
     pub engine: String,
     pub vocabulary: usize,
+    /// What every prompt begins with, if the recipe has it so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bos: Option<(u32, String)>,
     pub eos: (u32, String),
     pub pad: (u32, String),
     pub separator: Option<(u32, String)>,

@@ -4,7 +4,7 @@ use super::Tokenizer;
 use crate::diag::{Diagnostic, Result, listing};
 
 /// What vocabularies call the end of a sequence, most telling first.
-const ENDS: &[&str] =
+pub const ENDS: &[&str] =
     &["</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>", "<|end▁of▁sentence|>", "[SEP]"];
 const PADDINGS: &[&str] =
     &["<pad>", "[PAD]", "<|padding|>", "<|pad|>", "<|finetune_right_pad_id|>", "<｜▁pad▁｜>", "<unk>"];
@@ -38,9 +38,9 @@ impl Tokenizer {
     /// A wanted token that does not exist is an error, and so is one that data could spell.
     pub fn control(&self, wanted: Option<&str>, guesses: &[&str]) -> Result<Option<Control>> {
         let Some(wanted) = wanted else {
-            return Ok(guesses.iter().find_map(|guess| self.control_named(guess)));
+            return Ok(guesses.iter().find_map(|guess| self.vocabulary.control(guess)));
         };
-        if let Some(control) = self.control_named(wanted) {
+        if let Some(control) = self.vocabulary.control(wanted) {
             return Ok(Some(control));
         }
         let controls = || self.special_tokens().filter(|&(id, _)| self.vocabulary.is_control(id)).map(|(_, text)| text);
@@ -58,10 +58,5 @@ impl Tokenizer {
             .help("choose another, or list it in the file's added_tokens with \"special\": true"),
         };
         Err(error.note("available", listing(controls())).into())
-    }
-
-    fn control_named(&self, text: &str) -> Option<Control> {
-        let id = self.token_id(text).filter(|&id| self.vocabulary.is_control(id))?;
-        Some(Control { id, text: text.to_owned() })
     }
 }

@@ -12,11 +12,13 @@
 //! as ordinary text. That alone is not enough, because the model underneath may know the literal as a word of its own:
 //! a Unigram vocabulary holds `</s>`, and finds it. So every result is searched for control ids, and one
 //! that is found is spelled out, character by character ([`Vocabulary::spell`]). Control tokens are
-//! written by us alone, by id. Post-processors, truncation and padding of the file do not apply.
+//! written by us alone, by id. Post-processors, truncation and padding of the file do not apply: whether prompts begin
+//! with a token is for the recipe to say, and [`Tokenizer::begins_with`] is what the file would do.
 //!
 //! A model without byte fallback writes its unknown token for characters it lacks; that one id is no control token.
 
 pub mod battery;
+mod begin;
 mod control;
 mod cuts;
 mod difference;
@@ -42,7 +44,8 @@ use self::cuts::Cuts;
 use crate::diag::{Diagnostic, Result};
 use crate::storage;
 
-pub use control::Control;
+pub use begin::{beginning_with, begins_with};
+pub use control::{Control, ENDS};
 pub use spans::Spans;
 pub use train::train;
 pub use vocabulary::{AddedToken, Vocabulary};
@@ -59,6 +62,7 @@ pub struct Tokenizer {
     json: Arc<str>,
     hash: String,
     vocabulary: Vocabulary,
+    begins_with: Option<String>,
     /// `None`: the reference encodes.
     fast: Option<PipelineTokenizer>,
     /// `None`: texts have to be encoded whole.
@@ -109,6 +113,7 @@ impl Tokenizer {
             name: name.to_owned(),
             hash: blake3::hash(json.as_bytes()).to_hex().to_string(),
             vocabulary: Vocabulary::read(name, &definition)?,
+            begins_with: begin::begins_with(&definition["post_processor"]).map(str::to_owned),
             cuts: Cuts::of(&definition),
             json: json.into(),
             fast: None,
@@ -135,6 +140,11 @@ impl Tokenizer {
             }
         }
         Ok(self)
+    }
+
+    /// What messages call the file.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The engine that encodes: [`FAST`] or [`REFERENCE`].
@@ -169,6 +179,11 @@ impl Tokenizer {
     /// The added tokens that are marked special, by id.
     pub fn special_tokens(&self) -> impl Iterator<Item = (u32, &str)> {
         self.vocabulary.added.iter().filter(|t| t.special).map(|t| (t.id, t.text.as_str()))
+    }
+
+    /// The token that the file's post-processor puts before every text. We do not: see [`crate::mixture::Begin`].
+    pub fn begins_with(&self) -> Option<&str> {
+        self.begins_with.as_deref()
     }
 
     /// Text of some ids; special tokens stay visible, bytes that are not UTF-8 become U+FFFD.

@@ -55,6 +55,28 @@ fn every_family_is_verified() {
     }
 }
 
+/// A file that is made to begin texts with a token, or with none, does so in Hugging Face's own package.
+#[test]
+fn files_begin_texts_as_they_are_told_to() {
+    for name in FAMILIES {
+        let json = std::fs::read_to_string(fixtures().join(name)).unwrap();
+        let tokenizer = open(name);
+        let controls = tokenizer.special_tokens().filter_map(|(_, text)| tokenizer.vocabulary.control(text));
+        for bos in controls.map(Some).chain([None]) {
+            let text = bos.as_ref().map(|bos| bos.text.as_str());
+            let changed = beginning_with(json.clone(), bos.as_ref());
+            assert_eq!(changed == json, tokenizer.begins_with() == text, "{name} {text:?}");
+            let changed = Tokenizer::from_json(name, changed).unwrap();
+            assert_eq!(changed.begins_with(), text, "{name}");
+            let ids = changed.reference().unwrap().encode_fast("It's", true).unwrap().get_ids().to_vec();
+            let expected: Vec<u32> = bos.iter().map(|bos| bos.id).chain(encode(&tokenizer, "It's")).collect();
+            assert!(ids.starts_with(&expected), "{name} {text:?}: {ids:?}");
+            assert!(ids == expected || tokenizer.begins_with() == text, "{name} {text:?}: {ids:?}");
+        }
+    }
+    assert_eq!(beginning_with("[]".to_owned(), None), "[]");
+}
+
 #[test]
 fn data_never_becomes_a_control_token() {
     for name in FAMILIES {

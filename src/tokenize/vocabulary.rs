@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use serde_json::Value;
 
+use super::Control;
 use crate::diag::{Diagnostic, Result};
 
 /// Largest id that is believed; a wild one in a damaged file would ask for memory without bound.
@@ -162,6 +163,12 @@ impl Vocabulary {
         for id in found {
             if self.is_control(id) { self.spell(self.piece(id), ids) } else { ids.push(id) }
         }
+    }
+
+    /// The control token of this text.
+    pub fn control(&self, text: &str) -> Option<Control> {
+        let id = self.id(text).filter(|&id| self.is_control(id))?;
+        Some(Control { id, text: text.to_owned() })
     }
 
     pub fn is_control(&self, id: u32) -> bool {

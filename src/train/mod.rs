@@ -43,6 +43,7 @@ use crate::model::{speed, vocabulary, weights};
 use crate::seed::Seed;
 use crate::shard::manifest::{self, TokenizerEntry};
 use crate::storage;
+use crate::tokenize::{Control, beginning_with};
 
 /// Where a model comes from.
 #[derive(Clone, Debug)]
@@ -307,16 +308,23 @@ fn goes_on(run: &Run, failed: Diagnostic) -> Box<Diagnostic> {
 /// Writes the finished model, and the tokenizer that belongs to it.
 fn finish(run: &Run, tokenizer: &TokenizerEntry, decoder: &Decoder, ops: &impl Ops) -> Result<()> {
     let directory = run.out.join("model");
-    storage::write(&directory.join(manifest::TOKENIZER), &storage::map(&run.data.join(manifest::TOKENIZER))?)?;
+    let bos = tokenizer.bos.clone().map(|(id, text)| Control { id, text });
+    let text = storage::read_text(&run.data.join(manifest::TOKENIZER))?;
+    let text = beginning_with(text, bos.as_ref());
+    storage::write(&directory.join(manifest::TOKENIZER), text.as_bytes())?;
     let ((end, end_text), (padding, padding_text)) = (&tokenizer.eos, &tokenizer.pad);
     // Without a class, transformers takes that of the model's type, which adds control tokens of its own, with ids that
     // the model does not have.
-    let read_by = json!({
+    let mut read_by = json!({
         "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end_text, "pad_token": padding_text,
         "model_max_length": decoder.config.max_positions, "clean_up_tokenization_spaces": false,
+        "add_bos_token": bos.is_some(),
     });
     // What ends an answer now; config.json goes on saying what the model came with.
-    let generates_to = json!({ "eos_token_id": end, "pad_token_id": padding });
+    let mut generates_to = json!({ "eos_token_id": end, "pad_token_id": padding });
+    if let Some(Control { id, text }) = bos {
+        (read_by["bos_token"], generates_to["bos_token_id"]) = (json!(text), json!(id));
+    }
     for (name, value) in [("tokenizer_config.json", read_by), ("generation_config.json", generates_to)] {
         storage::write(&directory.join(name), format!("{value:#}\n").as_bytes())?;
     }

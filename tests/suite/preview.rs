@@ -157,6 +157,11 @@ fn a_prompt_says_what_the_recipe_makes_of_it() {
     assert_eq!(tokens - (to - from), 29, "{cut}");
     assert!(to < tokens);
     assert_eq!(special["after"].as_array().unwrap().len(), 1);
+    assert!(special["before"].as_array().unwrap().is_empty());
+    let begun = with(&format!("{long}'shorten' }}\ntokenizer.separator = '<eos>'\ntokenizer.bos = '<pad>'"));
+    let (tokens, cut, special) = counts(&begun, 0, "ask", "inputs");
+    assert_eq!(tokens - (cut[1].as_u64().unwrap() - cut[0].as_u64().unwrap()), 28, "{cut}");
+    assert_eq!(special["before"], json!([0]));
     let (tokens, cut, special) = counts(&shortened, 0, "write", "targets");
     assert_eq!(cut, json!([15, tokens]));
     assert_eq!(special["after"].as_array().unwrap().len(), 1);
