@@ -3,7 +3,7 @@
 mod suite {
     /// The audit of templates, by fixtures; and that the project's own pass it.
     mod audit;
-    /// What prompts begin with.
+    /// What prompts begin with, and recipes in the tokens of a model.
     mod begin;
     /// The template checker: what is said about templates and expressions, by fixtures.
     mod check;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::tokens::{named, of_model};
 use super::{DataDirs, Definitions, Failure, Outcome, grouped, print, report};
 use crate::compile::{self, Compiled, Progress};
 use crate::mixture;
@@ -50,6 +51,8 @@ pub(super) struct Sources<'a> {
     pub data: &'a DataDirs,
     pub definitions: &'a Definitions,
     pub max_bad_records: u64,
+    /// Directory of the model that the prompts are for: they are written in its own tokens, if it has some.
+    pub model: Option<&'a Path>,
 }
 
 /// Compiles into `out`; warnings and progress go to stderr.
@@ -60,11 +63,17 @@ pub(super) fn compile_into(
 ) -> Result<compile::Outcome, Failure> {
     let (catalogue, warnings) = sources.definitions.load()?;
     report(&warnings);
-    let (recipe, warnings) = mixture::find(sources.recipe, &catalogue)?;
+    let (mut recipe, warnings) = mixture::find(sources.recipe, &catalogue)?;
     report(&warnings);
+    let own = sources.model.map(|model| of_model(model, &recipe.tokenizer)).transpose()?.flatten();
+    let in_own = own.is_some();
+    recipe.tokenizer = own.unwrap_or(recipe.tokenizer);
     let pool = super::threads(threads)?;
     let plan = plan(recipe, &catalogue, &sources.data.data_dirs)?;
     report(&plan.warnings);
+    if in_own {
+        eprintln!("{}: {}", sources.recipe, named(&plan));
+    }
     let progress = Progress::default();
     let outcome =
         watch(&progress, || pool.install(|| compile::compile(&plan, out, sources.max_bad_records, &progress)))?;
@@ -84,6 +93,7 @@ impl Compile {
             data: &self.data,
             definitions: &self.definitions,
             max_bad_records: self.max_bad_records,
+            model: None,
         };
         let outcome = compile_into(&self.out, &sources, self.threads)?;
         match outcome {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::diag::Result;
 use crate::mixture::{Begin, TokenizerChoice};
 use crate::model::vocabulary::{self, own};
+use crate::plan::Plan;
 use crate::template::snippet::Snippet;
 use crate::tokenize::ENDS;
 
@@ -44,4 +45,18 @@ pub fn of_model(model: &Path, choice: &TokenizerChoice) -> Result<Option<Tokeniz
     };
     let pad = kept(&choice.pad).or(own.pad.as_deref().map(of_own));
     Ok(Some(TokenizerChoice { file: Some(file), place, bos, eos, pad, separator }))
+}
+
+/// The tokens of a plan, for who did not choose them.
+pub fn named(plan: &Plan<'_>) -> String {
+    let named = [
+        ("bos", plan.bos.as_ref()),
+        ("eos", Some(&plan.eos)),
+        ("pad", Some(&plan.pad)),
+        ("separator", plan.separator.as_ref()),
+    ];
+    let none = || "none".to_owned();
+    let named =
+        named.map(|(key, token)| format!("{key} {}", token.map_or_else(none, |token| format!("{:?}", token.text))));
+    format!("in the tokens of {}, {}", plan.tokenizer.name(), named.join(", "))
 }

@@ -31,6 +31,7 @@ use crate::train::{Origin, Run, Summary, config, lay_out, open, train};
 #[derive(Args)]
 #[command(after_help = "Examples:
   flanc train --recipe sample-held-out --init tiny --out run
+  flanc train --recipe flan --data-dir ~/tensorflow_datasets --model ~/models/Qwen2.5-0.5B --out run
   flanc train --data out --out run --model ~/models/Qwen2.5-0.5B
   flanc train --data out --model ~/models/Qwen2.5-0.5B --plan")]
 pub struct Train {
@@ -89,7 +90,8 @@ struct SourceOptions {
     /// Directory that `flanc compile` wrote, of profile packed
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Compile this recipe first, into RUN/data: a file or the name of a bundled one
+    /// Compile this recipe first, into RUN/data: a file or the name of a bundled one. With --model, in the tokens of
+    /// the tokenizer.json beside its weights
     #[arg(long, requires = "out")]
     recipe: Option<String>,
 }
@@ -192,7 +194,13 @@ impl Train {
             (None, Some(recipe)) => (compiled(out), recipe),
             (None, None) => unreachable!("clap requires one of them"),
         };
-        let sources = Sources { recipe, data: &self.data_dirs, definitions: &self.definitions, max_bad_records: 0 };
+        let sources = Sources {
+            recipe,
+            data: &self.data_dirs,
+            definitions: &self.definitions,
+            max_bad_records: 0,
+            model: self.origin.model.as_deref(),
+        };
         let (manifest, up_to_date) = match compile_into(&data, &sources, self.threads)? {
             compile::Outcome::UpToDate(manifest) => (manifest, true),
             compile::Outcome::Compiled(compiled) => (compiled.manifest, false),
@@ -201,7 +209,7 @@ impl Train {
         if self.json {
             let event = serde_json::json!({
                 "event": "compiled", "recipe": recipe, "data": data, "up_to_date": up_to_date,
-                "prompts": prompts, "tokens": tokens, "plan": manifest.plan,
+                "prompts": prompts, "tokens": tokens, "plan": manifest.plan, "tokenizer": manifest.tokenizer,
             });
             print(&format!("{event}\n"))?;
         }

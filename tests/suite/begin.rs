@@ -1,4 +1,4 @@
-//! What prompts begin with, by the recipe; and the models that are asked or made so.
+//! What prompts begin with, by the recipe; and a recipe in the tokens of the model that it is compiled for.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -132,6 +132,40 @@ fn flanc(arguments: &[&str]) -> Output {
 
 fn json(path: PathBuf) -> serde_json::Value {
     serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// The README's command, for a model with another tokenizer than the recipe's.
+#[test]
+fn a_recipe_is_compiled_in_the_tokens_of_the_model() {
+    let scratch = Scratch::new();
+    let (begun, out) = (scratch.join("begun"), scratch.join("run"));
+    model(&begun, Some(LLAMA));
+    // The end is said by its id, and the beginning by the post-processor.
+    fs::write(begun.join("generation_config.json"), r#"{"eos_token_id": [801, 7], "pad_token_id": 801}"#).unwrap();
+    let (begun, run) = (begun.display().to_string(), out.display().to_string());
+    let few = ["--steps", "2", "--tokens-per-step", "512", "--device", "cpu", "--json"];
+    let output =
+        flanc(&[&["train", "--recipe", "sample-held-out", "--model", &begun, "--out", &run], &few[..]].concat());
+    let end = "<|end_of_text|>";
+    let said = format!(
+        "sample-held-out: in the tokens of {begun}/tokenizer.json, bos {:?}, eos {end:?}, pad {end:?}, separator {end:?}\n",
+        "<|begin_of_text|>"
+    );
+    assert!(stderr(&output).contains(&said), "{}", stderr(&output));
+    let events = String::from_utf8(output.stdout).unwrap();
+    let compiled: serde_json::Value = serde_json::from_str(events.lines().next().unwrap()).unwrap();
+    assert_eq!(compiled["event"], "compiled");
+    assert_eq!(compiled["tokenizer"]["bos"], serde_json::json!([BEGIN_OF_TEXT, "<|begin_of_text|>"]));
+    verify(&out.join("data")).unwrap_or_else(|faults| panic!("{}", text(&faults)));
+
+    let trained = out.join("model");
+    assert_eq!(fs::read(trained.join("tokenizer.json")).unwrap(), fs::read(LLAMA).unwrap());
+    let read_by = json(trained.join("tokenizer_config.json"));
+    assert_eq!((&read_by["add_bos_token"], &read_by["bos_token"]), (&true.into(), &"<|begin_of_text|>".into()));
+    assert_eq!(json(trained.join("generation_config.json"))["bos_token_id"], BEGIN_OF_TEXT);
+    let (trained, data) = (trained.display().to_string(), out.join("data").display().to_string());
+    let asked = ["--task", "cb", "--limit", "1", "--device", "cpu"];
+    flanc(&[&["eval", "--model", &trained, "--data", &data], &asked[..]].concat());
 }
 
 /// The tokenizer beside a finished model does as the data had it, whatever it did before.
