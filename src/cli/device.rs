@@ -1,8 +1,9 @@
-//! `--device`: what computes.
+//! `--device`: what computes; `--master-weights`: in which numbers the optimizer keeps the weights.
 
 use clap::ValueEnum;
 
 use crate::diag::Result;
+use crate::model::arena::Precision;
 use crate::model::cuda::context;
 
 /// What was asked for.
@@ -13,6 +14,24 @@ pub enum Device {
     /// The GPU, or an error
     Cuda,
     Cpu,
+}
+
+/// What weights are kept in from step to step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MasterWeights {
+    /// Exactly; on a GPU in f32 and bf16, 10 bytes for a trained parameter
+    F32,
+    /// Rounded by draws that the seed decides; on a GPU 6 bytes for a trained parameter
+    Bf16,
+}
+
+impl From<MasterWeights> for Precision {
+    fn from(asked: MasterWeights) -> Precision {
+        match asked {
+            MasterWeights::F32 => Precision::F32,
+            MasterWeights::Bf16 => Precision::Bf16,
+        }
+    }
 }
 
 /// What computes.

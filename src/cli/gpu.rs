@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
+use super::device::MasterWeights;
 use super::{Outcome, grouped, print};
 use crate::diag::{Diagnostic, Result};
 use crate::model::arena::megabytes;
@@ -42,6 +43,9 @@ enum What {
         /// Only models of these shapes, of Qwen2.5: 0.5B, 1.5B, 3B, 7B; may be given more than once
         #[arg(long = "model", value_name = "NAME", value_parser = bench::MODELS)]
         models: Vec<String>,
+        /// What weights are kept in from step to step
+        #[arg(long, value_enum, value_name = "NUMBERS", default_value_t = MasterWeights::F32)]
+        master_weights: MasterWeights,
     },
     /// Compile the kernels with NVRTC; needs no GPU
     Compile {
@@ -85,16 +89,17 @@ impl GpuCommand {
                 self.print(&report)?;
                 Ok(wrong(&report)?)
             }
-            Some(What::Bench { ref models }) => {
+            Some(What::Bench { ref models, master_weights }) => {
                 let (device, mut report) = measure()?;
                 let all = || bench::MODELS.map(str::to_owned).to_vec();
-                time(device, &mut report, &if models.is_empty() { all() } else { models.clone() })?;
+                let models = if models.is_empty() { all() } else { models.clone() };
+                time(device, &mut report, &models, master_weights)?;
                 self.print(&report)
             }
             Some(What::All { ref out }) => {
                 let (device, mut report) = measure()?;
                 let device = compare(device, &mut report)?;
-                time(device, &mut report, &bench::MODELS.map(str::to_owned))?;
+                time(device, &mut report, &bench::MODELS.map(str::to_owned), MasterWeights::F32)?;
                 write(out, &report)?;
                 self.print(&report)?;
                 Ok(wrong(&report)?)
@@ -149,7 +154,7 @@ fn wrong(report: &Report) -> Result<()> {
         .into())
 }
 
-fn time(device: Driver, report: &mut Report, models: &[String]) -> Result<()> {
+fn time(device: Driver, report: &mut Report, models: &[String], master_weights: MasterWeights) -> Result<()> {
     let (scale, ceilings) = (&bench::FULL, report.ceilings);
     let mut keep = |timed: &Timed| {
         eprintln!("{}", timed_line(timed));
@@ -161,7 +166,7 @@ fn time(device: Driver, report: &mut Report, models: &[String]) -> Result<()> {
         let Some(config) = bench::preset(name) else { continue };
         // What did not fit has taken the device along.
         let open = device.take().map_or_else(Driver::open, Ok)?;
-        match bench::model(open, scale, ceilings, name, &config) {
+        match bench::model(open, scale, ceilings, name, &config, master_weights.into()) {
             Ok((speed, back)) => {
                 eprintln!("{}", speed_line(&speed));
                 report.models.push(speed);

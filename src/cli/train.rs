@@ -8,11 +8,11 @@ use clap::Args;
 
 use self::view::View;
 use super::compile::{Sources, compile_into};
-use super::device::{Chosen, Device};
+use super::device::{Chosen, Device, MasterWeights};
 use super::{DataDirs, Definitions, Failure, Outcome, grouped, print};
 use crate::compile;
 use crate::diag::Result;
-use crate::model::arena::Group;
+use crate::model::arena::{Group, Precision};
 use crate::model::cpu::Cpu;
 use crate::model::cuda::context;
 use crate::model::cuda::driver::Driver;
@@ -60,7 +60,10 @@ pub struct Train {
     /// Keep one layer's activations at a time, and compute them again when they are needed
     #[arg(long)]
     recompute: bool,
-    /// Of fresh weights
+    /// What weights are kept in from step to step [default: f32]
+    #[arg(long, value_enum, value_name = "NUMBERS")]
+    master_weights: Option<MasterWeights>,
+    /// Of fresh weights, and of draws by which weights in bf16 are rounded
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// What computes
@@ -229,6 +232,7 @@ impl Train {
         settings.micro_batch = self.micro_batch.unwrap_or(settings.micro_batch);
         settings.seed = self.seed.unwrap_or(settings.seed);
         settings.recompute |= self.recompute;
+        settings.master_weights = self.master_weights.map_or(settings.master_weights, Precision::from);
         settings.optimizer.learning_rate = self.learning_rate.unwrap_or(settings.optimizer.learning_rate);
         settings.check()?;
         Ok(settings)
@@ -243,7 +247,11 @@ impl Train {
         let (decoder, table, free, what) = if self.device == Device::Cuda || gpu.is_some() {
             let (decoder, table) = lay_out::<Cuda<Driver>>(config, settings, sequence, ranks);
             let free = gpu.map(|facts| facts.memory_free as u64);
-            (decoder, layout::plan(table).0, free, "in bf16, sums and weights in f32, on a GPU")
+            let what = match settings.master_weights {
+                Precision::F32 => "in bf16, sums and weights in f32, on a GPU",
+                Precision::Bf16 => "in bf16, sums in f32, on a GPU",
+            };
+            (decoder, layout::plan(table).0, free, what)
         } else {
             let (decoder, table) = lay_out::<Cpu>(config, settings, sequence, ranks);
             (decoder, table, speed::available(), "in f32 on the CPU")

@@ -5,6 +5,8 @@
 
 use std::fmt::Write;
 
+use serde::{Deserialize, Serialize};
+
 use crate::diag::Diagnostic;
 
 /// A line of the table. Operations name their operands by it.
@@ -47,16 +49,18 @@ impl Group {
 /// What a tensor's numbers have to be; a backend's [`Precision`] says how many bytes that takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Learned: f32, so that small steps are not rounded away, and a copy to compute with where that is not f32.
-    Weight,
+    /// Learned, and kept from step to step in these numbers: in f32, so that small steps are not rounded away, with a copy
+    /// to compute with where that is not f32; or in bf16 alone, to which the optimizer rounds by [`super::rounding`].
+    Weight(Precision),
     /// Sums over many terms, and one number for a row of others (gradients, moments, losses): 4 bytes everywhere.
     Exact,
     /// What goes from one operation to the next: in the numbers that are computed with.
     Activation,
 }
 
-/// The numbers that a backend computes with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+/// The numbers that a backend computes with, or that weights are kept in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Precision {
     #[default]
     F32,
@@ -68,8 +72,8 @@ impl Precision {
     pub fn bytes(self, kind: Kind) -> usize {
         match (self, kind) {
             (Precision::F32, _) | (Precision::Bf16, Kind::Exact) => 4,
-            (Precision::Bf16, Kind::Weight) => 4 + 2,
-            (Precision::Bf16, Kind::Activation) => 2,
+            (Precision::Bf16, Kind::Weight(Precision::F32)) => 4 + 2,
+            (Precision::Bf16, Kind::Weight(Precision::Bf16) | Kind::Activation) => 2,
         }
     }
 }
@@ -212,16 +216,19 @@ impl Table {
                 "take a smaller model or a machine with more memory"
             }
         };
-        Diagnostic::error("out-of-memory", format!("no memory is left for `{}`", entry.name))
+        let twice = |e: &Entry| e.bytes(self.precision) > e.bytes(Precision::F32); // a weight, and its copy
+        let mut said = Diagnostic::error("out-of-memory", format!("no memory is left for `{}`", entry.name))
             .found(format!(
                 "{} for it, {} for the whole run: {}",
                 megabytes(entry.bytes(self.precision)),
                 megabytes(self.total_bytes()),
                 Group::ALL.map(|g| format!("{} {}", g.name(), megabytes(self.bytes(g)))).join(", ")
             ))
-            .help(help)
-            .help("--plan prints what goes where")
-            .into()
+            .help(help);
+        if self.entries.iter().any(twice) {
+            said = said.help("--master-weights bf16 takes 6 bytes for a trained parameter in place of 10");
+        }
+        said.help("--plan prints what goes where").into()
     }
 }
 

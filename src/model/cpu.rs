@@ -3,20 +3,24 @@
 //! Work is cut into blocks whose size does not depend on the number of threads, and whatever is summed over blocks is
 //! summed in their order; the same inputs give the same bytes on any number of threads. (Another kind of processor may
 //! choose other instructions for the products, and differ in the last bits.)
+//!
+//! Weights that are kept in bf16 alone are f32 here too, and compute as such, but only take values that bf16 has.
 
 use std::ops::Range;
 
+use half::bf16;
 use ndarray::linalg::general_mat_mul;
 use ndarray::{ArrayView2, ArrayViewMut2, ShapeBuilder};
 use rayon::prelude::*;
 
-use super::arena::{Group, Table, Tensor};
+use super::arena::{Group, Kind, Precision, Table, Tensor};
 use super::ops::{
     AdafactorStep, AttentionGradients, AttentionSaved, Batch, Cache, Likelihood, Moments, NO_TARGET, Norm, Ops, Past,
     Turn,
 };
 use super::ranks::Ranks;
 use super::rope::Rope;
+use super::rounding::{self, Draws};
 use super::speed;
 use crate::diag::Result;
 
@@ -167,7 +171,11 @@ impl Ops for Cpu {
     }
 
     fn write(&mut self, tensor: Tensor, values: &[f32]) {
-        self.buffers[tensor.index()].copy_from_slice(values);
+        let buffer = &mut self.buffers[tensor.index()];
+        buffer.copy_from_slice(values);
+        if self.table.get(tensor).kind == Kind::Weight(Precision::Bf16) {
+            buffer.par_iter_mut().for_each(|value| *value = bf16::from_f32(*value).to_f32());
+        }
     }
 
     fn read(&self, tensor: Tensor) -> Vec<f32> {
@@ -608,6 +616,10 @@ impl Ops for Cpu {
         let by = (rate / (rms(&update) / step.clip_threshold).max(1.0)) as f32;
         let decay = (step.weight_decay * rate) as f32;
         weights.par_iter_mut().zip(&update).for_each(|(w, u)| *w = *w - decay * *w - by * u);
+        if self.table.get(w).kind == Kind::Weight(Precision::Bf16) {
+            let count = u32::try_from(self.steps_done).expect("a run has fewer than 2³² steps");
+            rounding::round(&mut weights, Draws { seed: step.seed, tensor: w.index() as u32, step: count });
+        }
         self.put(w, weights);
         self.put(g, update); // no longer the gradient: the next step begins by clearing it
     }

@@ -14,7 +14,7 @@
 //! Texts can be gone on with token by token: keys and values of what a model has seen are kept by layer, and a later
 //! batch says which of its segments goes on from where ([`super::ops::Past`]).
 
-use super::arena::{Bounds, Group, Kind, Table, Tensor};
+use super::arena::{Bounds, Group, Kind, Precision, Table, Tensor};
 use super::config::Config;
 use super::ops::{
     AdafactorStep, AttentionGradients, AttentionSaved, Batch, Cache, Likelihood, Moments, Ops, Turn, Work,
@@ -40,6 +40,8 @@ pub enum Purpose {
     },
     Train {
         recompute: bool,
+        /// What weights are kept in from step to step.
+        master_weights: Precision,
     },
 }
 
@@ -157,15 +159,18 @@ struct GradientWorkspace {
 struct Tables {
     table: Table,
     parameters: Vec<Parameter>,
-    train: bool,
+    purpose: Purpose,
 }
 
 impl Tables {
     fn weight(&mut self, name: String, shape: &[usize]) -> Weight {
         // What is not trained needs no more than the numbers that are computed with.
-        let kind = if self.train { Kind::Weight } else { Kind::Activation };
+        let (kind, train) = match self.purpose {
+            Purpose::Train { master_weights, .. } => (Kind::Weight(master_weights), true),
+            Purpose::Score { .. } => (Kind::Activation, false),
+        };
         let w = self.table.add(Group::Weights, kind, &*name, shape);
-        let training = self.train.then(|| {
+        let training = train.then(|| {
             let gradient = self.table.add(Group::Gradients, Kind::Exact, format!("gradient of {name}"), shape);
             let mut moment = |what: &str, shape: &[usize]| {
                 self.table.add(Group::Optimizer, Kind::Exact, format!("{what} of {name}"), shape)
@@ -199,7 +204,7 @@ impl Decoder {
         let (q_width, kv_width) = (c.query_width(), c.kv_width());
         let train = matches!(layout.purpose, Purpose::Train { .. });
         let bounds = Bounds { tokens: n, logit_rows: r, heads: c.heads, head_dim: c.head_dim };
-        let mut t = Tables { table: Table::new(bounds), parameters: Vec::new(), train };
+        let mut t = Tables { table: Table::new(bounds), parameters: Vec::new(), purpose: layout.purpose };
 
         let embedding = t.weight("model.embed_tokens.weight".into(), &[vocabulary, width]);
         let mut layers = Vec::new();
@@ -234,7 +239,7 @@ impl Decoder {
         // Without a backward pass, the residual stream goes back and forth between two tensors.
         let streams = if train { c.layers + 1 } else { 2 };
         let x = (0..streams).map(|l| keep(Kind::Activation, format!("activations.{l}.x"), &[n, width])).collect();
-        let kept = if layout.purpose == (Purpose::Train { recompute: false }) { c.layers } else { 1 };
+        let kept = if matches!(layout.purpose, Purpose::Train { recompute: false, .. }) { c.layers } else { 1 };
         let saved = (0..kept)
             .map(|l| {
                 let mut add =
@@ -530,7 +535,7 @@ impl Decoder {
         ops.rmsnorm_backward(g.dx, self.final_norm.gradient(), g.dnormed, last, self.final_norm.w, self.final_rstd);
         for (l, layer) in self.layers.iter().enumerate().rev() {
             let (x, saved) = (self.stream(l), self.saved(l));
-            if self.layout.purpose == (Purpose::Train { recompute: true }) {
+            if matches!(self.layout.purpose, Purpose::Train { recompute: true, .. }) {
                 ops.rmsnorm(work.normed, saved.rstd1, x, layer.norm1.w, eps);
                 self.forward_to_gates(ops, l, batch);
             }

@@ -10,6 +10,7 @@ pub mod decoder;
 pub mod ops;
 pub mod ranks;
 pub mod rope;
+pub mod rounding;
 pub mod speed;
 pub mod vocabulary;
 pub mod weights;

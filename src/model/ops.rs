@@ -194,6 +194,8 @@ pub struct AdafactorStep {
     pub weight_decay: f64,
     /// Multiply the rate by the root mean square of the tensor.
     pub scale_parameter: bool,
+    /// Of the draws that weights are rounded by which are kept in bf16 alone.
+    pub seed: u64,
 }
 
 impl AdafactorStep {
@@ -231,7 +233,7 @@ pub trait Ops: Sized {
         self.table().total_bytes()
     }
 
-    /// Copies numbers into a tensor.
+    /// Copies numbers into a tensor; rounded to nearest where it keeps bf16.
     fn write(&mut self, tensor: Tensor, values: &[f32]);
 
     /// Copies a tensor's numbers out.
@@ -385,6 +387,10 @@ pub trait Ops: Sized {
     /// `u = g · (vr / mean vr)^-½ · vc^-½`; of a vector `v = β₂ v + (1-β₂) q`, `u = g · v^-½`.
     /// `u /= max(1, rms(u) / clip_threshold)`; `lr = rate · [max(eps2, rms(w))]`;
     /// `w -= weight_decay · lr · w`; `w -= lr · u`
+    ///
+    /// All of it in f32. A weight that is kept in bf16 alone is then rounded by draws ([`super::rounding`]): of the 32 bits
+    /// of its element e the upper 16 are left of `w[e] + r`, where r is the lower half of word e mod 4 of
+    /// `philox(seed; e / 4, tensor, t)` at the t-th step, and tensor the weight's line in the table.
     fn adafactor(&mut self, w: Tensor, g: Tensor, moments: Moments);
 
     /// The norm of the step that was begun, on its way.

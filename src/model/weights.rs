@@ -234,8 +234,8 @@ pub fn save_tensors(path: &Path, tensors: &[(String, Tensor)], ops: &impl Ops, d
     file.commit()
 }
 
-/// Reads tensors that [`save_tensors`] wrote as f32, all of them and no others.
-pub fn load_tensors(path: &Path, tensors: &[(String, Tensor)], ops: &mut impl Ops) -> Result<()> {
+/// Reads tensors that [`save_tensors`] wrote as `dtype`, all of them and no others.
+pub fn load_tensors(path: &Path, tensors: &[(String, Tensor)], ops: &mut impl Ops, dtype: Dtype) -> Result<()> {
     let bytes = storage::map(path)?;
     let file = parse(path, &bytes)?;
     let differs = |name: &str| {
@@ -243,9 +243,13 @@ pub fn load_tensors(path: &Path, tensors: &[(String, Tensor)], ops: &mut impl Op
             .at(path)
             .help("remove the checkpoint's directory; the one before it is used then")
     };
+    let stored = match dtype {
+        Dtype::F32 => Stored::F32,
+        Dtype::Bf16 => Stored::BF16,
+    };
     for (name, tensor) in tensors {
         let view = file.tensor(name).map_err(|_| differs(name))?;
-        if view.dtype() != Stored::F32 || view.shape() != ops.table().get(*tensor).shape.as_slice() {
+        if view.dtype() != stored || view.shape() != ops.table().get(*tensor).shape.as_slice() {
             return Err(differs(name).into());
         }
         let values = numbers(view.dtype(), view.data()).ok_or_else(|| differs(name))?;

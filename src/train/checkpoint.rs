@@ -1,6 +1,6 @@
 //! Checkpoints: all that a run needs to go on as if it had not been stopped.
 //!
-//! `RUN/checkpoints/step-00001000/` holds the weights in f32, Adafactor's moments, and `state.json`, which is put in
+//! `RUN/checkpoints/step-00001000/` holds the weights in the numbers that they are kept in, Adafactor's moments in f32, and `state.json`, which is put in
 //! place last and carries the hashes of the others: a directory without it, or with other bytes than it says, is no
 //! checkpoint, and the one before it is used. Every file is written under a temporary name, synced and renamed. There
 //! is no state of random numbers to be kept: draws are named (see [`crate::seed`]).
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::settings::Settings;
 use crate::diag::{Diagnostic, Result};
-use crate::model::arena::Tensor;
+use crate::model::arena::{Precision, Tensor};
 use crate::model::decoder::Decoder;
 use crate::model::ops::{Moments, Ops};
 use crate::model::weights::{self, Dtype};
@@ -84,6 +84,14 @@ fn masters(decoder: &Decoder) -> Vec<(String, Tensor)> {
     decoder.parameters.iter().map(|p| (p.name.clone(), p.weight)).collect()
 }
 
+/// What weights are written in: they are kept in nothing finer.
+fn masters_in(settings: &Settings) -> Dtype {
+    match settings.master_weights {
+        Precision::F32 => Dtype::F32,
+        Precision::Bf16 => Dtype::Bf16,
+    }
+}
+
 fn hash(path: &Path) -> Result<String> {
     Ok(blake3::hash(&storage::map(path)?).to_hex().to_string())
 }
@@ -92,7 +100,7 @@ fn hash(path: &Path) -> Result<String> {
 pub fn save(out: &Path, mut state: State, decoder: &Decoder, ops: &impl Ops, keep: usize) -> Result<()> {
     let directory = directory(out, state.step);
     storage::remove(&directory.join(STATE))?;
-    weights::save_tensors(&directory.join(WEIGHTS), &masters(decoder), ops, Dtype::F32)?;
+    weights::save_tensors(&directory.join(WEIGHTS), &masters(decoder), ops, masters_in(&state.settings))?;
     weights::save_tensors(&directory.join(MOMENTS), &moments(decoder), ops, Dtype::F32)?;
     state.files = Vec::new();
     for name in [WEIGHTS, MOMENTS] {
@@ -141,8 +149,8 @@ pub fn find(out: &Path) -> Result<Option<State>> {
 }
 
 /// Reads weights and moments back.
-pub fn load(out: &Path, step: u64, decoder: &Decoder, ops: &mut impl Ops) -> Result<()> {
-    let directory = directory(out, step);
-    weights::load_tensors(&directory.join(WEIGHTS), &masters(decoder), ops)?;
-    weights::load_tensors(&directory.join(MOMENTS), &moments(decoder), ops)
+pub fn load(out: &Path, state: &State, decoder: &Decoder, ops: &mut impl Ops) -> Result<()> {
+    let directory = directory(out, state.step);
+    weights::load_tensors(&directory.join(WEIGHTS), &masters(decoder), ops, masters_in(&state.settings))?;
+    weights::load_tensors(&directory.join(MOMENTS), &moments(decoder), ops, Dtype::F32)
 }

@@ -83,7 +83,7 @@ pub fn config(origin: &Origin) -> Result<Config> {
 
 /// A model as a run will have it on each of `ranks`: nothing is allocated.
 pub fn lay_out<O: Ops>(config: Config, settings: &Settings, sequence: usize, ranks: usize) -> (Decoder, Table) {
-    let purpose = Purpose::Train { recompute: settings.recompute };
+    let purpose = Purpose::Train { recompute: settings.recompute, master_weights: settings.master_weights };
     let cut = Cut::of(settings, sequence);
     let tokens = cut.rows_per_pass * sequence;
     let (mut decoder, mut table) =
@@ -288,7 +288,7 @@ fn prepare<O: Ops>(run: &Run, config: Config, data: &Data, state: &State, ranks:
     let positions = data.train.sequence.min(decoder.config.max_positions);
     ops.set_rotations(&decoder.config.rope(), positions);
     match &run.origin {
-        _ if state.step > 0 => checkpoint::load(&run.out, state.step, &decoder, &mut ops)?,
+        _ if state.step > 0 => checkpoint::load(&run.out, state, &decoder, &mut ops)?,
         Origin::Checkpoint(directory) => weights::load(directory, &decoder, &mut ops)?,
         Origin::Fresh(_) | Origin::Tiny => weights::init(Seed(run.settings.seed), &decoder, &mut ops),
     }

@@ -16,6 +16,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::diag::{Diagnostic, Result};
+use crate::model::arena::Precision;
 use crate::model::ops::{AdafactorStep, Rate};
 use crate::model::weights::Dtype;
 use crate::storage;
@@ -23,7 +24,7 @@ use crate::storage;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Of fresh weights.
+    /// Of fresh weights, and of the draws by which weights are rounded.
     pub seed: u64,
     pub steps: u64,
     /// Tokens of the packed rows that a step is made of, padding included.
@@ -32,6 +33,8 @@ pub struct Settings {
     pub micro_batch: usize,
     /// Keep one layer's activations at a time, and compute them again in the backward pass.
     pub recompute: bool,
+    /// What weights are kept in from step to step. In bf16 they are rounded by draws, see [`crate::model::rounding`].
+    pub master_weights: Precision,
     /// Gradients longer than this are shortened to it.
     pub max_norm: Option<f64>,
     /// Steps that may be skipped, for having no target token or a NaN, before the run stops.
@@ -89,6 +92,7 @@ impl Default for Settings {
             tokens_per_step: 8_192,
             micro_batch: 4_096,
             recompute: false,
+            master_weights: Precision::F32,
             max_norm: None,
             max_skipped: 10,
             validate_every: 500,
@@ -184,6 +188,7 @@ impl Settings {
             clip_threshold: o.clip_threshold,
             weight_decay: o.weight_decay,
             scale_parameter: o.scale_parameter,
+            seed: self.seed,
         }
     }
 
@@ -245,6 +250,7 @@ mod tests {
         let settings = Settings::default();
         assert!(settings.goes_on_as(&Settings { steps: 40_000, keep: 9, ..settings.clone() }));
         assert!(!settings.goes_on_as(&Settings { seed: 18, ..settings.clone() }));
+        assert!(!settings.goes_on_as(&Settings { master_weights: Precision::Bf16, ..settings.clone() }));
         let cosine = Schedule { kind: ScheduleKind::Cosine, ..Schedule::default() };
         let cosine = Settings { schedule: cosine, ..settings };
         assert!(!cosine.goes_on_as(&Settings { steps: 40_000, ..cosine.clone() }));

@@ -2,24 +2,31 @@
 // launches, for its second moments are means over all rows and over all columns, and its update is clipped by its root
 // mean square. Every sum has a fixed order: between blocks by partial results, of which `parts` = gridDim.x are left.
 //
+// A weight is kept in f32, with a copy in bf16 that is computed with, or in bf16 alone: kernels whose names end in bf16
+// have the same formulas, and round by draws what they leave.
+//
 // Bytes a parameter: stats reads g (and w, to scale by its size), rms reads g, apply reads g and w and writes w and its
-// bf16 copy: 22, or 26. A block takes ROWS rows at a time and a thread four neighbouring columns of them, so that what
+// bf16 copy: 22, or 26; of a weight in bf16 alone 16, or 18. A block takes ROWS rows at a time and a thread four neighbouring columns of them, so that what
 // belongs to a column is read once for all rows, and the block's sum is needed once for all of them. Four rows are 64
 // bytes on their way for each of an SM's thousand threads, twice what its share of the memory's latency asks for.
-#include "device.cuh"
+#include "rounding.cuh"
 
 #define ROWS 4
 
 // What the host asks for. In device memory, as is all that varies from step to step, so that a captured graph stays valid.
 struct Asked {
   double rate, decay_rate, max_norm;
+  u64 seed;
   float eps1, eps2, clip_threshold, weight_decay;
   int scale_parameter, relative;
 };
-// What is done. A step that is not `done` changes neither weights nor moments.
+// What is done. A step that is not `done` changes neither weights nor moments. Its number, counted from 1, and the run's
+// seed name its draws.
 struct AdafactorStep {
   float rate, beta2, eps1, eps2, clip_threshold, weight_decay, gradient_scale;
   int scale_parameter, done;
+  u32 number;
+  u64 seed;
 };
 
 // The step by the gradients' norm, if it is finite, and by how many were done before.
@@ -36,6 +43,7 @@ extern "C" __global__ void adafactor_begin(AdafactorStep* step, u32* steps_done,
   s.clip_threshold = asked->clip_threshold, s.weight_decay = asked->weight_decay;
   s.gradient_scale = (float)(asked->max_norm < length ? asked->max_norm / length : 1);
   s.scale_parameter = asked->scale_parameter, s.done = *finite;
+  s.number = t, s.seed = asked->seed;
   *step = s;
 }
 EXPORT_KERNEL(adafactor_begin)
@@ -43,8 +51,8 @@ EXPORT_KERNEL(adafactor_begin)
 __device__ __forceinline__ float square(float x) { return x * x; }
 
 // Four columns of ROWS rows: what a thread asks for at once, before it uses any. Rows past the end are zeros.
-template <bool WHOLE>
-__device__ __forceinline__ void load_rows(float4 (&v)[ROWS], const float* x, i64 first, int j, int R, int C) {
+template <bool WHOLE, class T>
+__device__ __forceinline__ void load_rows(float4 (&v)[ROWS], const T* x, i64 first, int j, int R, int C) {
 #pragma unroll
   for (int r = 0; r < ROWS; r++)
     v[r] = first + r < R ? load4<WHOLE>(x + (first + r) * C + j, C - j) : make_float4(0.f, 0.f, 0.f, 0.f);
@@ -69,8 +77,8 @@ __device__ __forceinline__ void block_sums(float (&v)[ROWS]) {
   for (int r = 0; r < ROWS; r++) v[r] = warp_sum(lane < warps ? part[r * 32 + lane] : 0.f);
 }
 
-template <bool WHOLE>
-__device__ __forceinline__ void moments(float* vr, float* columns, float* w2_part, const float* g, const float* w,
+template <bool WHOLE, class W>
+__device__ __forceinline__ void moments(float* vr, float* columns, float* w2_part, const float* g, const W* w,
                                         AdafactorStep step, int R, int C) {
   for (int j = threadIdx.x * 4; j < C; j += blockDim.x * 4)
     store4<WHOLE>(columns + j, make_float4(0.f, 0.f, 0.f, 0.f), C - j);
@@ -106,13 +114,9 @@ __device__ __forceinline__ void moments(float* vr, float* columns, float* w2_par
   if (threadIdx.x == 0) w2_part[blockIdx.x] = (float)w2;
 }
 
-// vr = beta2 vr + (1 - beta2) mean_columns q, q = (scale g)^2 + eps1; col_part[b] = the sum of q over block b's rows,
-// w2_part[b] = the sum of w^2 over them, if the rate is scaled by it, else 0 · g, w (R, C), vr (R), col_part (P, C),
-// w2_part (P)
-// grid (P), any number, at most ceil(R / 4)  block 256
-extern "C" __global__ void __launch_bounds__(256) adafactor_stats(float* vr, float* col_part, float* w2_part,
-                                                                  const float* g, const float* w,
-                                                                  const AdafactorStep* step, int R, int C) {
+template <class W>
+__device__ __forceinline__ void stats(float* vr, float* col_part, float* w2_part, const float* g, const W* w,
+                                      const AdafactorStep* step, int R, int C) {
   if (!step->done) return;
   float* columns = col_part + (i64)blockIdx.x * C;
   if (C % 4 == 0)
@@ -120,7 +124,23 @@ extern "C" __global__ void __launch_bounds__(256) adafactor_stats(float* vr, flo
   else
     moments<false>(vr, columns, w2_part, g, w, *step, R, C);
 }
+
+// vr = beta2 vr + (1 - beta2) mean_columns q, q = (scale g)^2 + eps1; col_part[b] = the sum of q over block b's rows,
+// w2_part[b] = the sum of w^2 over them, if the rate is scaled by it, else 0 · g, w (R, C), vr (R), col_part (P, C),
+// w2_part (P)
+// grid (P), any number, at most ceil(R / 4)  block 256
+extern "C" __global__ void __launch_bounds__(256) adafactor_stats(float* vr, float* col_part, float* w2_part,
+                                                                  const float* g, const float* w,
+                                                                  const AdafactorStep* step, int R, int C) {
+  stats(vr, col_part, w2_part, g, w, step, R, C);
+}
 EXPORT_KERNEL(adafactor_stats)
+extern "C" __global__ void __launch_bounds__(256) adafactor_stats_bf16(float* vr, float* col_part, float* w2_part,
+                                                                       const float* g, const bf16* w,
+                                                                       const AdafactorStep* step, int R, int C) {
+  stats(vr, col_part, w2_part, g, w, step, R, C);
+}
+EXPORT_KERNEL(adafactor_stats_bf16)
 
 // vc = beta2 vc + (1 - beta2) mean_rows q; scalars = mean of vr, root mean square of w · vc (C), scalars (2)
 // grid ceil(C / 32) + 1  block 512
@@ -204,15 +224,46 @@ __device__ __forceinline__ Rates rates(const AdafactorStep* step, float rms_w, d
 }
 __device__ __forceinline__ float stepped(float w, float u, Rates by) { return w - by.decay * w - by.update * u; }
 
+// A weight in f32, and its copy, which is rounded to nearest.
+struct InBoth {
+  float* w;
+  bf16* copy;
+};
+__device__ __forceinline__ float weight(InBoth kept, int i) { return kept.w[i]; }
+__device__ __forceinline__ void keep(InBoth kept, int i, float v) {
+  kept.w[i] = v;
+  kept.copy[i] = to_bf(v);
+}
 template <bool WHOLE>
-__device__ __forceinline__ void apply(float* w, bf16* compute, const float* g, const float* vr, const float* vc,
-                                      const float* scalars, float scale, Rates by, int R, int C) {
+__device__ __forceinline__ void keep4(InBoth kept, i64 at, float4 v, int left) {
+  store4<WHOLE>(kept.w + at, v, left);
+  store4<WHOLE>(kept.copy + at, make_uint2(pack(v.x, v.y), pack(v.z, v.w)), left);
+}
+
+// A weight in bf16 alone, with the draws that it is rounded by.
+struct InBf16 {
+  bf16* w;
+  Draws draws;
+};
+__device__ __forceinline__ InBf16 in_bf16(bf16* w, int tensor, const AdafactorStep* step) {
+  return {w, {step->seed, (u32)tensor, step->number}};
+}
+__device__ __forceinline__ float weight(InBf16 kept, int i) { return to_f(kept.w[i]); }
+__device__ __forceinline__ void keep(InBf16 kept, int i, float v) { kept.w[i] = (bf16)rounded(v, kept.draws, i); }
+template <bool WHOLE>
+__device__ __forceinline__ void keep4(InBf16 kept, i64 at, float4 v, int left) {
+  store4<WHOLE>(kept.w + at, rounded4<WHOLE>(v, kept.draws, at), left);
+}
+
+template <bool WHOLE, class Kept>
+__device__ __forceinline__ void move(Kept kept, const float* g, const float* vr, const float* vc, const float* scalars,
+                                     float scale, Rates by, int R, int C) {
   for (i64 first = (i64)blockIdx.x * ROWS; first < R; first += (i64)gridDim.x * ROWS) {
     float factor[ROWS];
     row_factors(factor, vr, scalars, scale, first, R);
     for (int j = threadIdx.x * 4; j < C; j += blockDim.x * 4) {
       float4 v[ROWS], u[ROWS];
-      load_rows<WHOLE>(v, w, first, j, R, C);
+      load_rows<WHOLE>(v, kept.w, first, j, R, C);
       load_rows<WHOLE>(u, g, first, j, R, C);
       float4 column = column_factors<WHOLE>(vc, j, C);
 #pragma unroll
@@ -222,43 +273,46 @@ __device__ __forceinline__ void apply(float* w, bf16* compute, const float* g, c
         float4 d = times(u[r], column, factor[r]);
         float4 next = make_float4(stepped(v[r].x, d.x, by), stepped(v[r].y, d.y, by), stepped(v[r].z, d.z, by),
                                   stepped(v[r].w, d.w, by));
-        store4<WHOLE>(w + at, next, C - j);
-        uint2 bits = make_uint2(pack(next.x, next.y), pack(next.z, next.w));
-        if (WHOLE) {
-          *(uint2*)(compute + at) = bits;
-        } else {
-          compute[at] = (bf16)bits.x;
-          if (j + 1 < C) compute[at + 1] = (bf16)(bits.x >> 16);
-          if (j + 2 < C) compute[at + 2] = (bf16)bits.y;
-          if (j + 3 < C) compute[at + 3] = (bf16)(bits.y >> 16);
-        }
+        keep4<WHOLE>(kept, at, next, C - j);
       }
     }
   }
 }
 
-// w -= decay w, w -= rate u / max(1, rms(u) / clip); `compute` = w, rounded · w, compute, g (R, C)
-// grid any, at most ceil(R / 4)  block 256
-extern "C" __global__ void __launch_bounds__(256) adafactor_apply(float* w, bf16* compute, const float* u2_part,
-                                                                  const float* g, const float* vr, const float* vc,
-                                                                  const float* scalars, const AdafactorStep* step,
-                                                                  int parts, int R, int C) {
+template <class Kept>
+__device__ __forceinline__ void apply(Kept kept, const float* u2_part, const float* g, const float* vr, const float* vc,
+                                      const float* scalars, const AdafactorStep* step, int parts, int R, int C) {
   if (!step->done) return;
   double u2 = 0;
   for (int i = threadIdx.x; i < parts; i += blockDim.x) u2 += u2_part[i];
   Rates by = rates(step, scalars[1], block_sum(u2) / ((double)R * C));
   if (C % 4 == 0)
-    apply<true>(w, compute, g, vr, vc, scalars, step->gradient_scale, by, R, C);
+    move<true>(kept, g, vr, vc, scalars, step->gradient_scale, by, R, C);
   else
-    apply<false>(w, compute, g, vr, vc, scalars, step->gradient_scale, by, R, C);
+    move<false>(kept, g, vr, vc, scalars, step->gradient_scale, by, R, C);
+}
+
+// w -= decay w, w -= rate u / max(1, rms(u) / clip); `copy` = w, rounded to nearest · w, copy, g (R, C)
+// grid any, at most ceil(R / 4)  block 256
+extern "C" __global__ void __launch_bounds__(256) adafactor_apply(float* w, bf16* copy, const float* u2_part,
+                                                                  const float* g, const float* vr, const float* vc,
+                                                                  const float* scalars, const AdafactorStep* step,
+                                                                  int parts, int R, int C) {
+  apply(InBoth{w, copy}, u2_part, g, vr, vc, scalars, step, parts, R, C);
 }
 EXPORT_KERNEL(adafactor_apply)
+// `tensor` names the draws. Philox is some 20 instructions a parameter, beside 8 bytes.
+extern "C" __global__ void __launch_bounds__(256) adafactor_apply_bf16(bf16* w, int tensor, const float* u2_part,
+                                                                       const float* g, const float* vr,
+                                                                       const float* vc, const float* scalars,
+                                                                       const AdafactorStep* step, int parts, int R,
+                                                                       int C) {
+  apply(in_bf16(w, tensor, step), u2_part, g, vr, vc, scalars, step, parts, R, C);
+}
+EXPORT_KERNEL(adafactor_apply_bf16)
 
-// A vector's step, with a second moment for each number: v = beta2 v + (1 - beta2) q, u = scale g v^-1/2. Small enough
-// for one block, and there are many: one launch each · all (n)
-// grid 1  block 1024
-extern "C" __global__ void __launch_bounds__(1024) adafactor_vector(float* w, bf16* compute, float* v, const float* g,
-                                                                    const AdafactorStep* step, int n) {
+template <class Kept>
+__device__ __forceinline__ void vector(Kept kept, float* v, const float* g, const AdafactorStep* step, int n) {
   if (!step->done) return;
   float beta2 = step->beta2, scale = step->gradient_scale;
   double w2 = 0, u2 = 0;
@@ -266,15 +320,25 @@ extern "C" __global__ void __launch_bounds__(1024) adafactor_vector(float* w, bf
     float x = g[i] * scale, moment = beta2 * v[i] + (1.f - beta2) * (x * x + step->eps1);
     v[i] = moment;
     u2 += square(x * rsqrtf(moment));
-    w2 += square(w[i]);
+    w2 += square(weight(kept, i));
   }
   w2 = block_sum(w2);
   u2 = block_sum(u2);
   Rates by = rates(step, (float)sqrt(w2 / n), u2 / n);
-  for (int i = threadIdx.x; i < n; i += blockDim.x) {
-    float x = stepped(w[i], g[i] * scale * rsqrtf(v[i]), by);
-    w[i] = x;
-    compute[i] = to_bf(x);
-  }
+  for (int i = threadIdx.x; i < n; i += blockDim.x)
+    keep(kept, i, stepped(weight(kept, i), g[i] * scale * rsqrtf(v[i]), by));
+}
+
+// A vector's step, with a second moment for each number: v = beta2 v + (1 - beta2) q, u = scale g v^-1/2. Small enough
+// for one block, and there are many: one launch each · all (n)
+// grid 1  block 1024
+extern "C" __global__ void __launch_bounds__(1024) adafactor_vector(float* w, bf16* copy, float* v, const float* g,
+                                                                    const AdafactorStep* step, int n) {
+  vector(InBoth{w, copy}, v, g, step, n);
 }
 EXPORT_KERNEL(adafactor_vector)
+extern "C" __global__ void __launch_bounds__(1024) adafactor_vector_bf16(bf16* w, int tensor, float* v, const float* g,
+                                                                         const AdafactorStep* step, int n) {
+  vector(in_bf16(w, tensor, step), v, g, step, n);
+}
+EXPORT_KERNEL(adafactor_vector_bf16)

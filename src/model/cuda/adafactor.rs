@@ -1,15 +1,15 @@
 //! Adafactor: of a matrix the means of squares (rows in one pass, columns from partial sums), the length of the update,
 //! and the update; of a vector all in one block. Reads a gradient three times and a weight twice: about 22 bytes a
-//! parameter, which is what a step costs where batches are small.
+//! parameter, or 16 of a weight in bf16 alone, which is what a step costs where batches are small.
 
 use super::device::{Arg, Buffer, Device, Launch};
 use super::norm::NORM_BYTES;
 use crate::model::ops::{AdafactorStep, Rate};
 
 /// Bytes of `Asked` in the kernels: what the host asks for.
-const ASKED_BYTES: usize = 48;
+const ASKED_BYTES: usize = 56;
 /// Bytes of `AdafactorStep` in the kernels: what is done, which the norm of the gradients and the steps before decide.
-const STEP_BYTES: usize = 36;
+const STEP_BYTES: usize = 48;
 
 /// Where the numbers of a step lie, one after another; those of eight bytes begin at multiples of eight.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +41,7 @@ pub fn partial(i: usize) -> usize {
     PARTS * i + 2 * PARTS + 2
 }
 
-/// What is asked for as the kernels read it: three f64, four f32 and two ints.
+/// What is asked for as the kernels read it: three f64, one u64, four f32 and two ints.
 pub fn asked_bytes(step: &AdafactorStep) -> Vec<u8> {
     let (rate, relative) = match step.rate {
         Rate::Fixed(rate) => (rate, false),
@@ -50,7 +50,8 @@ pub fn asked_bytes(step: &AdafactorStep) -> Vec<u8> {
     let exact = [rate, step.decay_rate, step.max_norm.unwrap_or(f64::INFINITY)].map(f64::to_le_bytes);
     let short = [step.eps1, step.eps2, step.clip_threshold, step.weight_decay].map(|n| (n as f32).to_le_bytes());
     let flags = [step.scale_parameter, relative].map(|flag| i32::from(flag).to_le_bytes());
-    let bytes = [exact.as_flattened(), short.as_flattened(), flags.as_flattened()].concat();
+    let bytes =
+        [exact.as_flattened(), &step.seed.to_le_bytes(), short.as_flattened(), flags.as_flattened()].concat();
     assert_eq!(bytes.len(), ASKED_BYTES);
     bytes
 }
@@ -63,12 +64,49 @@ pub fn begin(device: &mut impl Device, scalars: Scalars) {
     device.launch(Launch::row("adafactor_begin", 1, 32), &arguments);
 }
 
-/// A weight in f32, its copy in bf16, and its gradient.
+/// A weight and its gradient.
 #[derive(Clone, Copy, Debug)]
 pub struct Weight {
-    pub own: Buffer,
-    pub copy: Buffer,
+    pub kept: Kept,
     pub gradient: Buffer,
+}
+
+/// Where a weight's numbers are.
+#[derive(Clone, Copy, Debug)]
+pub enum Kept {
+    /// In f32, with a copy in bf16.
+    Both { own: Buffer, copy: Buffer },
+    /// In bf16 alone, rounded by the draws of the tensor of this number.
+    Bf16 { own: Buffer, tensor: usize },
+}
+
+/// Kernels for a weight, and what they take of it.
+struct Kernels {
+    stats: &'static str,
+    apply: &'static str,
+    vector: &'static str,
+    /// Its numbers, and what else the kernels that change it are given: the copy, or the number of the tensor.
+    weight: [Arg; 2],
+}
+
+impl Kept {
+    /// Of `n` numbers.
+    fn kernels(self, n: usize) -> Kernels {
+        match self {
+            Kept::Both { own, copy } => Kernels {
+                stats: "adafactor_stats",
+                apply: "adafactor_apply",
+                vector: "adafactor_vector",
+                weight: [own.f32(n), copy.bf16(n)],
+            },
+            Kept::Bf16 { own, tensor } => Kernels {
+                stats: "adafactor_stats_bf16",
+                apply: "adafactor_apply_bf16",
+                vector: "adafactor_vector_bf16",
+                weight: [own.bf16(n), Arg::int(tensor)],
+            },
+        }
+    }
 }
 
 /// A step for a matrix (O, I), with the moments of its rows (O) and columns (I).
@@ -87,28 +125,23 @@ pub fn matrix(
     let update_part = weight_part.after(4 * parts);
     let means = update_part.after(4 * parts);
     let (weight_part, update_part, means) = (weight_part.f32(parts), update_part.f32(parts), means.f32(2));
-    let (w, copy, g) = (weight.own.f32(o * i), weight.copy.bf16(o * i), weight.gradient.f32(o * i));
+    let (Kernels { stats, apply, weight: [w, beside], .. }, g) =
+        (weight.kept.kernels(o * i), weight.gradient.f32(o * i));
     let (vr, vc, step, parts_given) = (rows.f32(o), columns.f32(i), step.f32(STEP_BYTES / 4), Arg::int(parts));
     let shape = [Arg::int(o), Arg::int(i)];
     let mut launch = |kernel: &str, blocks: usize, block: usize, arguments: &[Arg]| {
         device.launch(Launch::row(kernel, blocks, block), &[arguments, &shape].concat());
     };
-    launch("adafactor_stats", parts, 256, &[vr, column_part, weight_part, g, w, step]);
+    launch(stats, parts, 256, &[vr, column_part, weight_part, g, w, step]);
     let factors = [vc, means, vr, column_part, weight_part, step, parts_given];
     launch("adafactor_factors", i.div_ceil(32) + 1, 512, &factors);
     launch("adafactor_rms", parts, 256, &[update_part, g, vr, vc, means, step]);
-    launch("adafactor_apply", parts, 256, &[w, copy, update_part, g, vr, vc, means, step, parts_given]);
+    launch(apply, parts, 256, &[w, beside, update_part, g, vr, vc, means, step, parts_given]);
 }
 
 /// A step for a vector (n), with a moment for each of its numbers.
 pub fn vector(device: &mut impl Device, weight: Weight, moments: Buffer, scalars: Scalars, n: usize) {
-    let arguments = [
-        weight.own.f32(n),
-        weight.copy.bf16(n),
-        moments.f32(n),
-        weight.gradient.f32(n),
-        scalars.step.f32(STEP_BYTES / 4),
-        Arg::int(n),
-    ];
-    device.launch(Launch::row("adafactor_vector", 1, 1024), &arguments);
+    let Kernels { vector, weight: [w, beside], .. } = weight.kept.kernels(n);
+    let (v, g, step) = (moments.f32(n), weight.gradient.f32(n), scalars.step.f32(STEP_BYTES / 4));
+    device.launch(Launch::row(vector, 1, 1024), &[w, beside, v, g, step, Arg::int(n)]);
 }

@@ -12,7 +12,7 @@ use super::check::{self, Operation, Shape};
 use super::device::{Buffer, Device, Form, Product};
 use super::{Cuda, cast, gemm};
 use crate::diag::Result;
-use crate::model::arena::{Group, Kind, Table, Tensor};
+use crate::model::arena::{Group, Kind, Precision, Table, Tensor};
 use crate::model::config::Config;
 use crate::model::decoder::{Decoder, Layout, Purpose};
 use crate::model::ops::{AdafactorStep, Batch, Ops, Past, Rate};
@@ -50,6 +50,8 @@ pub struct Speed {
     /// Its `config.json`.
     pub config: serde_json::Value,
     pub parameters: usize,
+    /// What weights are kept in.
+    pub master_weights: Precision,
     pub bytes: u64,
     pub tokens_per_step: usize,
     pub targets: usize,
@@ -137,7 +139,8 @@ fn fill<D: Device>(cuda: &mut Cuda<D>, tensors: &[Tensor]) {
 fn tile<D: Device>(cuda: &mut Cuda<D>, tensor: Tensor, numbers: &[f32]) {
     let (own, length) = (cuda.own(tensor), cuda.table.get(tensor).len());
     let mut done = numbers.len().min(length);
-    if cuda.table.get(tensor).kind == Kind::Activation {
+    let kind = cuda.table.get(tensor).kind;
+    if matches!(kind, Kind::Activation | Kind::Weight(Precision::Bf16)) {
         cuda.device.upload(own, &super::device::bytes_of(&numbers[..done], |v| half::bf16::from_f32(v).to_le_bytes()));
     } else {
         cuda.device.upload(own, &super::device::bytes_of(&numbers[..done], f32::to_le_bytes));
@@ -148,7 +151,7 @@ fn tile<D: Device>(cuda: &mut Cuda<D>, tensor: Tensor, numbers: &[f32]) {
         cuda.device.copy(own.after(done * bytes), Buffer { at: own.at, bytes: (count * bytes) as u64 });
         done += count;
     }
-    if cuda.table.get(tensor).kind == Kind::Weight {
+    if kind == Kind::Weight(Precision::F32) {
         let copy = cuda.at(tensor);
         cast::nearest(&mut cuda.device, copy, own, length);
     }
@@ -174,7 +177,7 @@ pub fn ceilings<D: Device>(device: D, scale: &Scale) -> Result<(Ceilings, D)> {
 
 /// Operations whose kernels are timed; the rest is too small to matter. Of the last but one, and of the likeliest token,
 /// the time includes bringing the result to the host.
-const TIMED: [Operation; 22] = [
+const TIMED: [Operation; 23] = [
     check::Embed,
     check::EmbedBackward,
     check::Rmsnorm,
@@ -196,7 +199,8 @@ const TIMED: [Operation; 22] = [
     check::CrossEntropy,
     check::Argmax,
     check::Norm,
-    check::AdafactorMatrix,
+    check::AdafactorMatrix(Precision::F32),
+    check::AdafactorMatrix(Precision::Bf16),
 ];
 
 /// Bytes that an operation has to move and operations that it has to do, at least.
@@ -233,8 +237,17 @@ fn work(shape: &Shape, operation: Operation, batch: &Batch) -> (f64, f64) {
         check::Argmax => (2.0 * rows * v, 0.0),
         check::Likelihoods => (4.0 * rows, 0.0),
         check::Norm => (4.0 * f * c, 0.0),
-        check::AdafactorMatrix => (26.0 * f * c, 0.0),
-        check::AdafactorVector => (26.0 * c, 0.0),
+        check::AdafactorMatrix(kept) => (optimizer_bytes(kept) * f * c, 0.0),
+        check::AdafactorVector(kept) => (optimizer_bytes(kept) * c, 0.0),
+    }
+}
+
+/// Bytes of a number's gradient, which is read three times, and of its weight, which is read twice (its size scales the
+/// rate) and written.
+fn optimizer_bytes(kept: Precision) -> f64 {
+    match kept {
+        Precision::F32 => 3.0 * 4.0 + 2.0 * 4.0 + (4.0 + 2.0),
+        Precision::Bf16 => 3.0 * 4.0 + 3.0 * 2.0,
     }
 }
 
@@ -327,10 +340,11 @@ pub fn model<D: Device>(
     ceilings: Ceilings,
     name: &str,
     config: &serde_json::Value,
+    master_weights: Precision,
 ) -> Result<(Speed, D)> {
     let (said, config) = (config.clone(), Config::parse(&config.to_string())?);
     let batch = flan_like(scale.tokens, config.vocabulary);
-    let purpose = Purpose::Train { recompute: false };
+    let purpose = Purpose::Train { recompute: false, master_weights };
     let layout = Layout { tokens: scale.tokens, logit_rows: 512.min(scale.tokens), purpose };
     let (decoder, table) = Decoder::lay_out(config, layout);
     let mut cuda = Cuda::over(device, table)?;
@@ -345,6 +359,7 @@ pub fn model<D: Device>(
         clip_threshold: 1.0,
         weight_decay: 0.0,
         scale_parameter: false,
+        seed: 17,
     };
     // As in training, what comes back is asked for a step late.
     let mut before = None;
@@ -364,6 +379,7 @@ pub fn model<D: Device>(
         model: name.to_owned(),
         config: said,
         parameters,
+        master_weights,
         bytes,
         tokens_per_step: batch.tokens(),
         targets: batch.targets.len(),

@@ -115,6 +115,33 @@ __device__ __forceinline__ void store4(float* at, float4 v, int left) {
   }
 }
 
+// Four neighbours in bf16, in two words, the first in the low half.
+
+template <bool WHOLE>
+__device__ __forceinline__ float4 load4(const bf16* at, int left) {
+  uint2 v;
+  if constexpr (WHOLE) {
+    v = *(const uint2*)at;
+  } else {
+    u32 number[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) number[i] = i < left ? at[i] : 0;
+    v = make_uint2(number[0] | number[1] << 16, number[2] | number[3] << 16);
+  }
+  return make_float4(low_half(v.x), high_half(v.x), low_half(v.y), high_half(v.y));
+}
+template <bool WHOLE>
+__device__ __forceinline__ void store4(bf16* at, uint2 v, int left) {
+  if constexpr (WHOLE) {
+    *(uint2*)at = v;
+  } else {
+    u32 word[2] = {v.x, v.y};
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      if (i < left) at[i] = (bf16)(word[i >> 1] >> (16 * (i & 1)));
+  }
+}
+
 // One row of C numbers to another place, by the whole block.
 template <bool WHOLE>
 __device__ __forceinline__ void copy_pieces(bf16* __restrict__ to, const bf16* __restrict__ from, int C) {

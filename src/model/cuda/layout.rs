@@ -1,6 +1,7 @@
 //! Where everything lies: a model's tensors and what this backend keeps beside them, in one arena.
 //!
-//! A weight that is trained lies there twice: in f32, which the optimizer changes, and in bf16, which is computed with.
+//! A weight that is trained lies there twice: in f32, which the optimizer changes, and in bf16, which is computed with. One
+//! that is kept in bf16 alone lies there once.
 
 use super::device::{ALIGNMENT, Buffer};
 use super::{adafactor, batch, bias, norm, rmsnorm};
@@ -36,7 +37,7 @@ pub struct Scratch {
 /// Adds to a model's table what is kept beside it on a GPU, and counts in the numbers that a GPU computes with.
 pub fn plan(table: Table) -> (Table, Scratch) {
     let bounds = table.bounds();
-    let trained = || table.entries().iter().filter(|e| e.kind == Kind::Weight);
+    let trained = || table.entries().iter().filter(|e| matches!(e.kind, Kind::Weight(_)));
     let widths = trained().filter_map(|e| e.shape.last().copied());
     let partial =
         widths.map(|w| rmsnorm::partial(w).max(bias::partial(w)).max(adafactor::partial(w))).max().unwrap_or(0);
@@ -61,9 +62,9 @@ pub fn plan(table: Table) -> (Table, Scratch) {
 /// Where a tensor lies.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
-    /// Its numbers: f32 of weights that are trained and of what is exact, else bf16.
+    /// Its numbers: f32 of weights that are kept in it and of what is exact, else bf16.
     pub own: Buffer,
-    /// What is computed with: the copy of a weight in bf16, else the same.
+    /// What is computed with: the copy in bf16 of a weight that is kept in f32, else the same.
     pub compute: Buffer,
 }
 
@@ -81,10 +82,10 @@ pub fn places(table: &Table) -> (Vec<Place>, u64) {
         .map(|entry| {
             let numbers = entry.len() as u64;
             match entry.kind {
-                Kind::Weight => {
+                Kind::Weight(Precision::F32) => {
                     Place { own: take(numbers.saturating_mul(4)), compute: take(numbers.saturating_mul(2)) }
                 }
-                Kind::Exact | Kind::Activation => {
+                Kind::Weight(Precision::Bf16) | Kind::Exact | Kind::Activation => {
                     let own = take(entry.bytes(Precision::Bf16));
                     Place { own, compute: own }
                 }

@@ -1,4 +1,4 @@
-//! The operations on a GPU: activations in bf16, sums in f32, weights in both.
+//! The operations on a GPU: activations in bf16, sums in f32, weights in both, or in bf16 alone.
 //!
 //! One file for each family of kernels, the `.cu` beside the Rust that launches it; products go to cuBLASLt.
 //! [`Cuda`] carries the operations out over a [`Device`], of which there are two: a GPU, and the simulator of the
@@ -51,13 +51,13 @@ use std::collections::HashMap;
 
 use half::bf16;
 
-use self::adafactor::Scalars;
+use self::adafactor::{Kept, Scalars};
 use self::batch::Loaded;
 use self::device::{Buffer, Device, Form, Product, Recording, bytes_of};
 use self::layout::{Place, Scratch};
 use self::rmsnorm::Rows;
 use self::rope::Rotations;
-use super::arena::{Kind, Table, Tensor};
+use super::arena::{Kind, Precision, Table, Tensor};
 use super::ops::{
     AdafactorStep, AttentionGradients, AttentionSaved, Batch, Cache, Likelihood, Moments, Norm, Ops, Turn, Work,
 };
@@ -159,9 +159,11 @@ impl<D: Device> Ops for Cuda<D> {
         let (kind, own) = (self.table.get(tensor).kind, self.own(tensor));
         assert_eq!(self.table.get(tensor).len(), values.len(), "as many numbers as the tensor has");
         match kind {
-            Kind::Activation => self.device.upload(own, &bytes_of(values, |v| bf16::from_f32(v).to_le_bytes())),
+            Kind::Activation | Kind::Weight(Precision::Bf16) => {
+                self.device.upload(own, &bytes_of(values, |v| bf16::from_f32(v).to_le_bytes()));
+            }
             Kind::Exact => self.device.upload(own, &bytes_of(values, f32::to_le_bytes)),
-            Kind::Weight => {
+            Kind::Weight(Precision::F32) => {
                 self.device.upload(own, &bytes_of(values, f32::to_le_bytes));
                 let copy = self.at(tensor);
                 cast::nearest(&mut self.device, copy, own, values.len());
@@ -174,8 +176,12 @@ impl<D: Device> Ops for Cuda<D> {
         let mut bytes = vec![0; own.bytes as usize];
         self.device.download(own, &mut bytes);
         match entry.kind {
-            Kind::Activation => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
-            Kind::Exact | Kind::Weight => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            Kind::Activation | Kind::Weight(Precision::Bf16) => {
+                bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()
+            }
+            Kind::Exact | Kind::Weight(Precision::F32) => {
+                bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+            }
         }
     }
 
@@ -418,7 +424,11 @@ impl<D: Device> Ops for Cuda<D> {
 
     fn adafactor(&mut self, w: Tensor, g: Tensor, moments: Moments) {
         let (scalars, partial) = (self.scalars(), self.own(self.scratch.partial));
-        let weight = adafactor::Weight { own: self.own(w), copy: self.at(w), gradient: self.own(g) };
+        let kept = match self.table.get(w).kind {
+            Kind::Weight(Precision::Bf16) => Kept::Bf16 { own: self.own(w), tensor: w.index() },
+            _ => Kept::Both { own: self.own(w), copy: self.at(w) },
+        };
+        let weight = adafactor::Weight { kept, gradient: self.own(g) };
         match (moments, &self.table.get(w).shape[..]) {
             (Moments::Factored { rows, columns }, &[o, i]) => {
                 let moments = [self.own(rows), self.own(columns)];

@@ -8,8 +8,11 @@ pub struct Source {
 }
 
 /// Each before what it includes.
-const HEADERS: [(&str, &str); 2] =
-    [("tiles.cuh", include_str!("tiles.cuh")), ("device.cuh", include_str!("device.cuh"))];
+const HEADERS: [(&str, &str); 3] = [
+    ("tiles.cuh", include_str!("tiles.cuh")),
+    ("rounding.cuh", include_str!("rounding.cuh")),
+    ("device.cuh", include_str!("device.cuh")),
+];
 
 const FILES: [(&str, &str); 13] = [
     ("adafactor.cu", include_str!("adafactor.cu")),
