@@ -35,9 +35,7 @@ pub struct Layout {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// Forward passes only, with places for keys and values of so many tokens (P), for texts to be gone on with.
-    Score {
-        places: usize,
-    },
+    Score { places: usize },
     Train {
         recompute: bool,
         /// What weights are kept in from step to step.

@@ -104,7 +104,10 @@ mod tests {
         let before = values.clone();
         round(&mut values, DRAWS);
         for (after, before) in values.iter().zip(&before) {
-            assert!(after.to_bits() == before.to_bits() || after.is_nan() && before.is_nan(), "{before} became {after}");
+            assert!(
+                after.to_bits() == before.to_bits() || after.is_nan() && before.is_nan(),
+                "{before} became {after}"
+            );
         }
         // NaN whose bits lie in what is cut off, or that a carry would turn over.
         for bits in [0x7F80_0001, 0x7FFF_FFFF, 0xFFFF_FFFF] {

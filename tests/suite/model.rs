@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use flanc::diag::Result;
-use flanc::model::arena::Table;
+use flanc::model::arena::{Precision, Table};
 use flanc::model::config::Config;
 use flanc::model::cpu::Cpu;
 use flanc::model::decoder::{Decoder, Layout, Purpose};
 use flanc::model::ops::{AdafactorStep, Batch, Ops, Rate};
 use flanc::model::weights::{self, Dtype};
 use flanc::seed::Seed;
+use half::bf16;
 use safetensors::SafeTensors;
 
 use super::compile::Scratch;
@@ -72,7 +73,19 @@ impl Golden {
 }
 
 const SCORE: Purpose = Purpose::Score { places: 0 };
-const TRAIN: Purpose = Purpose::Train { recompute: false };
+const TRAIN: Purpose = Purpose::Train { recompute: false, master_weights: Precision::F32 };
+
+const STEP: AdafactorStep = AdafactorStep {
+    rate: Rate::Fixed(1e-3),
+    decay_rate: -0.8,
+    max_norm: None,
+    eps1: 1e-30,
+    eps2: 1e-3,
+    clip_threshold: 1.0,
+    weight_decay: 0.0,
+    scale_parameter: false,
+    seed: 17,
+};
 
 /// A model laid out for batches of up to 64 tokens, with logits for 7 of them at a time.
 fn open(directory: &Path, purpose: Purpose) -> Result<(Decoder, Cpu)> {
@@ -123,7 +136,8 @@ fn gradients_are_those_of_transformers() {
         let mut gradients = Vec::new();
         for recompute in [false, true] {
             let (golden, batch) = (Golden::read(name), Golden::read(name).batch());
-            let (decoder, mut cpu) = open(&fixture(name), Purpose::Train { recompute }).unwrap();
+            let (decoder, mut cpu) =
+                open(&fixture(name), Purpose::Train { recompute, master_weights: Precision::F32 }).unwrap();
             let losses = decoder.train(&mut cpu, &batch, 1.0 / batch.rows.len() as f32);
             let expected = f64::from(golden.floats("loss")[0]);
             assert!((mean(&losses) - expected).abs() < 1e-5 * expected, "{name}: loss {}", mean(&losses));
@@ -160,13 +174,9 @@ fn ten_steps_of_adafactor_are_those_of_transformers() {
                 worst = worst.max((loss - f64::from(expected)).abs());
                 let step = AdafactorStep {
                     rate: if kind == "relative" { Rate::Relative } else { Rate::Fixed(1e-2) },
-                    decay_rate: -0.8,
-                    max_norm: None,
-                    eps1: 1e-30,
-                    eps2: 1e-3,
-                    clip_threshold: 1.0,
                     weight_decay: if kind == "scaled" { 0.1 } else { 0.0 },
                     scale_parameter: kind != "absolute",
+                    ..STEP
                 };
                 decoder.update(&mut cpu, &step);
             }
@@ -207,10 +217,11 @@ fn packed_rows_are_their_segments_one_by_one() {
 fn any_number_of_threads_gives_the_same_bytes() {
     let config = "{\"model_type\": \"qwen3\", \"vocab_size\": 300, \"hidden_size\": 40, \"intermediate_size\": 96, \
         \"num_hidden_layers\": 2, \"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"head_dim\": 16}";
-    let run = |threads: usize| {
+    let run = |threads: usize, master_weights: Precision| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let layout = Layout { tokens: 1000, logit_rows: 300, purpose: TRAIN };
+            let purpose = Purpose::Train { recompute: false, master_weights };
+            let layout = Layout { tokens: 1000, logit_rows: 300, purpose };
             let (decoder, table) = Decoder::lay_out(Config::parse(config).unwrap(), layout);
             let mut cpu = Cpu::allocate(table).unwrap();
             cpu.set_rotations(&decoder.config.rope(), 500);
@@ -224,23 +235,49 @@ fn any_number_of_threads_gives_the_same_bytes() {
             for _ in 0..2 {
                 decoder.zero_gradients(&mut cpu);
                 decoder.train(&mut cpu, &batch, 1e-3);
-                let step = AdafactorStep {
-                    rate: Rate::Fixed(1e-3),
-                    decay_rate: -0.8,
-                    max_norm: Some(0.1),
-                    eps1: 1e-30,
-                    eps2: 1e-3,
-                    clip_threshold: 1.0,
-                    weight_decay: 0.0,
-                    scale_parameter: false,
-                };
-                decoder.update(&mut cpu, &step);
+                decoder.update(&mut cpu, &AdafactorStep { max_norm: Some(0.1), ..STEP });
             }
             decoder.parameters.iter().flat_map(|p| cpu.read(p.weight)).map(f32::to_bits).collect::<Vec<_>>()
         })
     };
-    let one = run(1);
-    assert!(run(2) == one && run(5) == one);
+    for kept in [Precision::F32, Precision::Bf16] {
+        let one = run(1, kept);
+        assert!(run(2, kept) == one && run(5, kept) == one, "{kept:?}");
+    }
+}
+
+/// Steps that are short beside the distance between two numbers of bf16: rounded to nearest, most of what would be learned
+/// is lost; by draws, as much is learned as in f32.
+#[test]
+fn what_steps_are_too_short_for_is_learned_by_draws() {
+    let golden = Golden::read("qwen2");
+    let batch = golden.batch();
+    let learned = |master_weights: Precision, to_nearest: bool| {
+        let purpose = Purpose::Train { recompute: false, master_weights };
+        let (decoder, mut cpu) = open(&fixture("qwen2"), purpose).unwrap();
+        let nearest = |cpu: &mut Cpu| {
+            for parameter in &decoder.parameters {
+                let values: Vec<f32> = cpu.read(parameter.weight).iter().map(|&w| bf16::from_f32(w).to_f32()).collect();
+                cpu.write(parameter.weight, &values);
+            }
+        };
+        nearest(&mut cpu); // all begin with the same
+        let mut losses = Vec::new();
+        for _ in 0..60 {
+            decoder.zero_gradients(&mut cpu);
+            losses.push(mean(&decoder.train(&mut cpu, &batch, 1.0 / batch.rows.len() as f32)));
+            decoder.update(&mut cpu, &AdafactorStep { rate: Rate::Fixed(3e-5), ..STEP });
+            if to_nearest {
+                nearest(&mut cpu);
+            }
+        }
+        losses[0] - losses.last().unwrap()
+    };
+    let (exact, drawn, lost) =
+        (learned(Precision::F32, false), learned(Precision::Bf16, false), learned(Precision::F32, true));
+    println!("the loss falls by {exact:.5}; drawn {drawn:.5}, to nearest {lost:.5}");
+    assert!(exact > 0.0 && (drawn - exact).abs() < 0.1 * exact, "{exact} {drawn}");
+    assert!(lost < 0.5 * exact, "{exact} {lost}");
 }
 
 #[test]

@@ -50,8 +50,7 @@ pub fn asked_bytes(step: &AdafactorStep) -> Vec<u8> {
     let exact = [rate, step.decay_rate, step.max_norm.unwrap_or(f64::INFINITY)].map(f64::to_le_bytes);
     let short = [step.eps1, step.eps2, step.clip_threshold, step.weight_decay].map(|n| (n as f32).to_le_bytes());
     let flags = [step.scale_parameter, relative].map(|flag| i32::from(flag).to_le_bytes());
-    let bytes =
-        [exact.as_flattened(), &step.seed.to_le_bytes(), short.as_flattened(), flags.as_flattened()].concat();
+    let bytes = [exact.as_flattened(), &step.seed.to_le_bytes(), short.as_flattened(), flags.as_flattened()].concat();
     assert_eq!(bytes.len(), ASKED_BYTES);
     bytes
 }

@@ -331,9 +331,7 @@ pub(super) fn case(shape: Shape, operation: Operation) -> Case {
             let weight = Kind::Weight(kept);
             (vec![(weight, vec![f, c]), (exact, vec![f, c]), (exact, vec![f]), (exact, vec![c])], vec![0, 2, 3])
         }
-        AdafactorVector(kept) => {
-            (vec![(Kind::Weight(kept), vec![c]), (exact, vec![c]), (exact, vec![c])], vec![0, 2])
-        }
+        AdafactorVector(kept) => (vec![(Kind::Weight(kept), vec![c]), (exact, vec![c]), (exact, vec![c])], vec![0, 2]),
     };
     let mut table = Table::new(bounds);
     let tensors = tensors
