@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use flanc::diag::Result;
+use flanc::model::arena::Precision;
 use flanc::model::config::Config;
 use flanc::model::cpu::Cpu;
 use flanc::model::cuda::Cuda;
@@ -21,6 +22,7 @@ use flanc::shard::writer::ShardWriter;
 use flanc::train::data::{Data, Limits};
 use flanc::train::settings::Settings;
 use flanc::train::{Event, Origin, Run, Summary};
+use safetensors::{Dtype, SafeTensors};
 
 use super::compile::{Scratch, run, stderr, walk};
 use super::cuda::Simulated;
@@ -144,10 +146,12 @@ fn the_loss_falls_and_a_second_run_does_nothing() {
     assert!(losses(&events)[0] < steps[0] - 0.3);
 }
 
-#[test]
-fn goes_on_to_the_bit_after_being_killed() {
+const IN_BF16: &str = "master_weights = 'bf16'\n";
+
+/// A run that is killed at several times, and started again, leaves what one leaves that was not.
+fn check_killed(more: &str) {
     let bench = Bench::new();
-    let settings = SETTINGS.replace("steps = 12", "steps = 40");
+    let settings = more.to_owned() + &SETTINGS.replace("steps = 12", "steps = 40");
     let start = |out: &str| bench.program(out, &settings).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     assert!(start("clean").wait().unwrap().success());
     let clean = bench.scratch.join("clean");
@@ -169,6 +173,44 @@ fn goes_on_to_the_bit_after_being_killed() {
         assert!(fs::read(clean.join(file)).unwrap() == fs::read(out.join(file)).unwrap(), "{file} differs");
     }
     assert_eq!(logged(&clean), logged(&out));
+}
+
+#[test]
+fn goes_on_to_the_bit_after_being_killed() {
+    check_killed("");
+}
+
+#[test]
+fn with_weights_in_bf16_as_well() {
+    check_killed(IN_BF16);
+}
+
+/// Weights in bf16 are kept as such, with nothing lost and nothing more; they are another run's than weights in f32.
+#[test]
+fn weights_in_bf16_are_kept_and_written_as_they_are() {
+    let bench = Bench::new();
+    let run = bench.run("run", &(IN_BF16.to_owned() + SETTINGS + "dtype = 'f32'\n"));
+    let (outcome, events) = train(&run);
+    outcome.unwrap();
+    let steps = losses(&events);
+    assert!(steps[11] < steps[0] - 0.3, "{steps:?}");
+    let [kept, written] = ["checkpoints/step-00000012", "model"].map(|directory| {
+        let bytes = fs::read(run.out.join(directory).join("model.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let mut tensors: Vec<(String, Dtype, Vec<u8>)> =
+            file.iter().map(|(name, view)| (name.to_owned(), view.dtype(), view.data().to_vec())).collect();
+        tensors.sort();
+        tensors
+    });
+    assert_eq!(kept.len(), written.len());
+    for ((name, dtype, kept), (_, written_as, written)) in kept.iter().zip(&written) {
+        assert_eq!((dtype, written_as), (&Dtype::BF16, &Dtype::F32), "{name}");
+        let widened: Vec<u8> = kept.as_chunks().0.iter().flat_map(|[low, high]| [0, 0, *low, *high]).collect();
+        assert!(&widened == written, "{name}");
+    }
+    let in_f32 = Settings { master_weights: Precision::F32, ..run.settings.clone() };
+    let said = train(&Run { settings: in_f32, ..run }).0.unwrap_err().to_string();
+    assert!(said.contains("error[run-differs]") && said.contains("other settings"), "{said}");
 }
 
 #[test]
@@ -257,10 +299,11 @@ fn ranks_do_what_one_does_to_the_bit() {
     // A run may also go on with another number of ranks; at its end, which comes twice, it validates.
     together(&bench, "four", &[&["--steps", "4"][..]; 4]).unwrap();
     together(&bench, "four", &[&[], &[]]).unwrap();
-    let one = bench.scratch.join("one");
-    assert_eq!(logged(&one).len(), 10);
-    for several in ["two", "three", "four"] {
-        let several = bench.scratch.join(several);
+    train(&bench.run("one-in-bf16", &(IN_BF16.to_owned() + IN_PASSES))).0.unwrap();
+    together(&bench, "three-in-bf16", &[&["--master-weights", "bf16"][..]; 3]).unwrap();
+    assert_eq!(logged(&bench.scratch.join("one")).len(), 10);
+    for (one, several) in [("one", "two"), ("one", "three"), ("one", "four"), ("one-in-bf16", "three-in-bf16")] {
+        let [one, several] = [one, several].map(|out| bench.scratch.join(out));
         let mut lines = logged(&several);
         lines.retain(|line| !line.starts_with("validation 4 "));
         assert_eq!(lines, logged(&one));
@@ -402,8 +445,9 @@ fn with_a_bad_token() -> (Bench, Vec<Vec<u32>>, Vec<Vec<u32>>) {
 
 /// A step that is skipped, which a backend with a queue says when the next one is under way, changes nothing, and does not
 /// count: the run goes as if its rows had not been there.
-fn check_skipped<O: Ops + Send>() -> Vec<f64> {
-    let settings = IN_PASSES.replace("micro_batch = 256", "micro_batch = 128");
+fn check_skipped<O: Ops + Send>(more: &str) -> Vec<f64> {
+    let settings = more.to_owned() + IN_PASSES;
+    let settings = settings.replace("micro_batch = 256", "micro_batch = 128");
     let settings = &settings.replace("tokens_per_step = 1024", "tokens_per_step = 256");
     let (bench, rows, without) = with_a_bad_token();
     overwrite(&bench, rows.iter().map(Vec::as_slice), 60);
@@ -439,11 +483,13 @@ fn check_skipped<O: Ops + Send>() -> Vec<f64> {
 
 #[test]
 fn a_skipped_step_is_as_if_it_had_not_been() {
-    let on_cpu = check_skipped::<Cpu>();
-    if Simulator::get().is_some() {
-        let simulated = check_skipped::<Cuda<Simulated>>();
-        for (found, expected) in simulated.iter().zip(&on_cpu) {
-            assert!((found - expected).abs() < 1e-2 * expected, "{simulated:?} {on_cpu:?}");
+    for more in ["", IN_BF16] {
+        let on_cpu = check_skipped::<Cpu>(more);
+        if Simulator::get().is_some() {
+            let simulated = check_skipped::<Cuda<Simulated>>(more);
+            for (found, expected) in simulated.iter().zip(&on_cpu) {
+                assert!((found - expected).abs() < 1e-2 * expected, "{simulated:?} {on_cpu:?}");
+            }
         }
     }
 }
@@ -537,6 +583,18 @@ fn the_program_plans_and_says_what_is_wrong() {
     assert!(said.contains("model.embed_tokens.weight") && said.contains("(2048, 16)"), "{said}");
     assert!(said.contains("does not fit into 1.0 MB"), "{said}");
     assert!(!bench.scratch.join("run").exists());
+    // Bytes of weights and gradients: on a GPU, weights are there in f32 and bf16, or in bf16 alone.
+    let planned = |device: &str, kept: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flanc"));
+        command.arg("train").arg("--data").arg(bench.scratch.join("data"));
+        command.arg("--init").arg(bench.scratch.join("config.json"));
+        command.args(["--plan", "--json", "--device", device, "--master-weights", kept]);
+        let output = command.output().unwrap();
+        let plan: serde_json::Value = serde_json::from_slice(&output.stdout).expect(&stderr(&output));
+        [0, 1].map(|group| plan["groups"][group]["bytes"].as_u64().unwrap() / plan["parameters"].as_u64().unwrap())
+    };
+    assert_eq!(["f32", "bf16"].map(|kept| planned("cpu", kept)), [[4, 4], [4, 4]]);
+    assert_eq!(["f32", "bf16"].map(|kept| planned("cuda", kept)), [[6, 4], [2, 4]]);
     let output = bench.program("run", "stepz = 3").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("error[train-settings]"), "{}", stderr(&output));
