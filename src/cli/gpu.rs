@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::device::MasterWeights;
 use super::{Outcome, grouped, print};
 use crate::diag::{Diagnostic, Result};
-use crate::model::arena::megabytes;
+use crate::model::arena::{Precision, megabytes};
 use crate::model::cuda::bench::{self, Ceilings, Speed, Timed};
 use crate::model::cuda::check::{self, Compared};
 use crate::model::cuda::context::{self, Facts};
@@ -251,8 +251,9 @@ fn timed_line(timed: &Timed) -> String {
 }
 
 fn speed_line(speed: &Speed) -> String {
+    let weights = if speed.master_weights == Precision::Bf16 { ", weights in bf16 alone" } else { "" };
     format!(
-        "{:<5} {:>9} tokens/s, MFU {:.1} %, {:.1} ms a step of {} tokens, {}; \
+        "{:<5} {:>9} tokens/s, MFU {:.1} %, {:.1} ms a step of {} tokens, {}{weights}; \
          answers {} tokens/s, {} texts at a time behind {} tokens each, {:.1} % of the floor",
         speed.model,
         grouped(speed.tokens_per_second as u64),

@@ -216,7 +216,9 @@ impl Table {
                 "take a smaller model or a machine with more memory"
             }
         };
-        let twice = |e: &Entry| e.bytes(self.precision) > e.bytes(Precision::F32); // a weight, and its copy
+        let [exact, rounded] = [Precision::F32, Precision::Bf16].map(|kept| self.precision.bytes(Kind::Weight(kept)));
+        let weights = self.entries.iter().filter(|e| e.kind == Kind::Weight(Precision::F32));
+        let numbers = weights.fold(0u64, |sum, e| sum.saturating_add(e.len() as u64));
         let mut said = Diagnostic::error("out-of-memory", format!("no memory is left for `{}`", entry.name))
             .found(format!(
                 "{} for it, {} for the whole run: {}",
@@ -225,7 +227,8 @@ impl Table {
                 Group::ALL.map(|g| format!("{} {}", g.name(), megabytes(self.bytes(g)))).join(", ")
             ))
             .help(help);
-        if self.entries.iter().any(twice) {
+        // Worth a word where it saves a tenth of the whole.
+        if numbers.saturating_mul((exact - rounded) as u64) > self.total_bytes() / 10 {
             said = said.help("--master-weights bf16 takes 6 bytes for a trained parameter in place of 10");
         }
         said.help("--plan prints what goes where").into()

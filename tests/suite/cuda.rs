@@ -646,6 +646,15 @@ fn what_does_not_fit_is_said() {
     let Err(said) = Cuda::over(device, table) else { panic!("refused") };
     insta::assert_snapshot!(said.to_string());
 
+    // Where weights are most of it, they may be kept in less.
+    let helps = |purpose: Purpose| {
+        let config = Config::parse(&bench::preset("7B").unwrap().to_string()).unwrap();
+        let (_, table) = Decoder::lay_out(config, Layout { tokens: 4096, logit_rows: 512, purpose });
+        let Err(said) = Cuda::over(Simulated::get(0).unwrap(), table) else { panic!("refused") };
+        said.to_string().contains("--master-weights bf16 takes 6 bytes")
+    };
+    assert!(helps(TRAIN) && !helps(TRAIN_IN_BF16));
+
     let device = Simulated::get(0).unwrap();
     let (_, table) = lay_out(r#""model_type": "llama", "head_dim": 48"#, TRAIN);
     let Err(said) = Cuda::over(device, table) else { panic!("refused") };

@@ -301,7 +301,7 @@ extern "C" __global__ void __launch_bounds__(256) adafactor_apply(float* w, bf16
   apply(InBoth{w, copy}, u2_part, g, vr, vc, scalars, step, parts, R, C);
 }
 EXPORT_KERNEL(adafactor_apply)
-// `tensor` names the draws. Philox is some 20 instructions a parameter, beside 8 bytes.
+// `tensor` names the draws. Philox is some 15 instructions a parameter, beside 8 bytes of memory.
 extern "C" __global__ void __launch_bounds__(256) adafactor_apply_bf16(bf16* w, int tensor, const float* u2_part,
                                                                        const float* g, const float* vr,
                                                                        const float* vc, const float* scalars,
