@@ -19,9 +19,9 @@ pub enum Device {
 /// What weights are kept in from step to step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum MasterWeights {
-    /// Exactly; on a GPU in f32 and bf16, 10 bytes for a trained parameter
+    /// On a GPU with a copy in bf16: 10 bytes for a trained parameter, its gradient included
     F32,
-    /// Rounded by draws that the seed decides; on a GPU 6 bytes for a trained parameter
+    /// Alone, rounded by draws that the seed decides: 6 bytes for a trained parameter
     Bf16,
 }
 

@@ -44,7 +44,7 @@ enum What {
         #[arg(long = "model", value_name = "NAME", value_parser = bench::MODELS)]
         models: Vec<String>,
         /// What weights are kept in from step to step
-        #[arg(long, value_enum, value_name = "NUMBERS", default_value_t = MasterWeights::F32)]
+        #[arg(long, value_enum, value_name = "DTYPE", default_value_t = MasterWeights::F32)]
         master_weights: MasterWeights,
     },
     /// Compile the kernels with NVRTC; needs no GPU

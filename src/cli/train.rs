@@ -61,7 +61,7 @@ pub struct Train {
     #[arg(long)]
     recompute: bool,
     /// What weights are kept in from step to step [default: f32]
-    #[arg(long, value_enum, value_name = "NUMBERS")]
+    #[arg(long, value_enum, value_name = "DTYPE")]
     master_weights: Option<MasterWeights>,
     /// Of fresh weights, and of draws by which weights in bf16 are rounded
     #[arg(long, value_name = "N")]

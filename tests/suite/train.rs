@@ -590,7 +590,8 @@ fn the_program_plans_and_says_what_is_wrong() {
         command.arg("--init").arg(bench.scratch.join("config.json"));
         command.args(["--plan", "--json", "--device", device, "--master-weights", kept]);
         let output = command.output().unwrap();
-        let plan: serde_json::Value = serde_json::from_slice(&output.stdout).expect(&stderr(&output));
+        let plan: serde_json::Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", stderr(&output)));
         plan["groups"][0]["bytes"].as_u64().unwrap() / plan["parameters"].as_u64().unwrap()
     };
     assert_eq!(["f32", "bf16"].map(|kept| planned("cpu", kept)), [4, 4]);

@@ -6,9 +6,10 @@
 // have the same formulas, and round by draws what they leave.
 //
 // Bytes a parameter: stats reads g (and w, to scale by its size), rms reads g, apply reads g and w and writes w and its
-// bf16 copy: 22, or 26; of a weight in bf16 alone 16, or 18. A block takes ROWS rows at a time and a thread four neighbouring columns of them, so that what
-// belongs to a column is read once for all rows, and the block's sum is needed once for all of them. Four rows are 64
-// bytes on their way for each of an SM's thousand threads, twice what its share of the memory's latency asks for.
+// bf16 copy: 22, or 26; of a weight in bf16 alone 16, or 18. A block takes ROWS rows at a time and a thread four
+// neighbouring columns of them, so that what belongs to a column is read once for all rows, and the block's sum is needed
+// once for all of them. Four rows are 64 bytes on their way for each of an SM's thousand threads, twice what its share of
+// the memory's latency asks for.
 #include "rounding.cuh"
 
 #define ROWS 4

@@ -124,8 +124,8 @@ pub fn matrix(
     let update_part = weight_part.after(4 * parts);
     let means = update_part.after(4 * parts);
     let (weight_part, update_part, means) = (weight_part.f32(parts), update_part.f32(parts), means.f32(2));
-    let (Kernels { stats, apply, weight: [w, beside], .. }, g) =
-        (weight.kept.kernels(o * i), weight.gradient.f32(o * i));
+    let Kernels { stats, apply, weight: [w, beside], .. } = weight.kept.kernels(o * i);
+    let g = weight.gradient.f32(o * i);
     let (vr, vc, step, parts_given) = (rows.f32(o), columns.f32(i), step.f32(STEP_BYTES / 4), Arg::int(parts));
     let shape = [Arg::int(o), Arg::int(i)];
     let mut launch = |kernel: &str, blocks: usize, block: usize, arguments: &[Arg]| {

@@ -70,8 +70,8 @@ pub(super) enum Operation {
 
 pub(super) use Operation::*;
 
-/// With the most that an output may differ by. A weight in bf16 is rounded to the other neighbour, 2⁻⁸ away, where what
-/// differs in its f32 outweighs its draw, which is one weight in ten thousand or less.
+/// With the most that an output may differ by. Where the last bits of a weight in f32 differ, its draw may take it to the
+/// other neighbour in bf16, 2⁻⁸ of it away: a few weights in ten thousand at most.
 const OPERATIONS: [(Operation, f64); 28] = [
     (Embed, 0.0),
     (EmbedBackward, 1e-5),

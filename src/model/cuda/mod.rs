@@ -425,8 +425,9 @@ impl<D: Device> Ops for Cuda<D> {
     fn adafactor(&mut self, w: Tensor, g: Tensor, moments: Moments) {
         let (scalars, partial) = (self.scalars(), self.own(self.scratch.partial));
         let kept = match self.table.get(w).kind {
+            Kind::Weight(Precision::F32) => Kept::Both { own: self.own(w), copy: self.at(w) },
             Kind::Weight(Precision::Bf16) => Kept::Bf16 { own: self.own(w), tensor: w.index() },
-            _ => Kept::Both { own: self.own(w), copy: self.at(w) },
+            kind => unreachable!("an optimizer's step for {kind:?}"),
         };
         let weight = adafactor::Weight { kept, gradient: self.own(g) };
         match (moments, &self.table.get(w).shape[..]) {
