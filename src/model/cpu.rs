@@ -764,13 +764,13 @@ fn square_sum(values: &[f32]) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::arena::{Bounds, Kind};
+    use super::super::arena::Bounds;
     use super::*;
 
     #[test]
     fn what_does_not_fit_is_named_before_it_is_taken() {
         let mut table = Table::new(Bounds::default());
-        table.add(Group::Weights, Kind::Weight, "first", &[100]);
+        table.add(Group::Weights, Kind::Weight(Precision::F32), "first", &[100]);
         table.add(Group::Activations, Kind::Activation, "second", &[100]);
         assert!(Cpu::within(table.clone(), Some(800)).is_ok() && Cpu::within(table.clone(), None).is_ok());
         let said = Cpu::within(table, Some(799)).err().unwrap().to_string();
