@@ -388,9 +388,10 @@ pub trait Ops: Sized {
     /// `u /= max(1, rms(u) / clip_threshold)`; `lr = rate · [max(eps2, rms(w))]`;
     /// `w -= weight_decay · lr · w`; `w -= lr · u`
     ///
-    /// All of it in f32. A weight that is kept in bf16 alone is then rounded by draws ([`super::rounding`]): of the 32 bits
-    /// of its element e the upper 16 are left of `w[e] + r`, where r is the lower half of word e mod 4 of
-    /// `philox(seed; e / 4, tensor, t)` at the t-th step, and tensor the weight's line in the table.
+    /// All of it in f32. A weight that is kept in bf16 alone is then rounded by draws ([`super::rounding`]): of the bits of
+    /// its element e, read as an integer, the upper 16 of `w[e] + r` are left, where r is the lower half of word e mod 4 of
+    /// Philox under the key `seed` (64 bits) and the counter `(e / 4, tensor, t)` (64, 32 and 32 bits) at the t-th step;
+    /// tensor is the weight's line in the table.
     fn adafactor(&mut self, w: Tensor, g: Tensor, moments: Moments);
 
     /// The norm of the step that was begun, on its way.

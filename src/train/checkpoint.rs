@@ -1,9 +1,10 @@
 //! Checkpoints: all that a run needs to go on as if it had not been stopped.
 //!
-//! `RUN/checkpoints/step-00001000/` holds the weights in the numbers that they are kept in, Adafactor's moments in f32, and `state.json`, which is put in
-//! place last and carries the hashes of the others: a directory without it, or with other bytes than it says, is no
-//! checkpoint, and the one before it is used. Every file is written under a temporary name, synced and renamed. There
-//! is no state of random numbers to be kept: draws are named (see [`crate::seed`]).
+//! `RUN/checkpoints/step-00001000/` holds the weights in the numbers that they are kept in, Adafactor's moments in
+//! f32, and `state.json`, which is put in place last and carries the hashes of the others: a directory without it, or
+//! with other bytes than it says, is no checkpoint, and the one before it is used. Every file is written under a
+//! temporary name, synced and renamed. There is no state of random numbers to be kept: draws are named (see
+//! [`crate::seed`]).
 
 use std::path::{Path, PathBuf};
 
