@@ -182,7 +182,7 @@ impl Train {
                 Ok(compiled(out))
             }
             Some(_) => {
-                let data = self.data(out)?;
+                let data = ranks.alive_during(|| self.data(out))?;
                 ranks.share(Vec::new())?;
                 Ok(data)
             }

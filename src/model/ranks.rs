@@ -11,6 +11,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use crate::diag::{Diagnostic, Result};
@@ -21,6 +22,8 @@ const PORT: u16 = 29_500;
 const GATHERING: Duration = Duration::from_secs(600);
 /// How long a rank may be silent: rank 0 may be writing a checkpoint of many gigabytes.
 const SILENCE: Duration = Duration::from_secs(1800);
+/// How often rank 0 says that it is still there, where it does what may take longer than that.
+const SIGN: Duration = Duration::from_secs(60);
 /// Longest message whose length the receiver does not know: 16 MiB.
 const LONGEST: u64 = 1 << 24;
 const GREETING: &[u8; 8] = b"flanc-r1";
@@ -153,6 +156,28 @@ impl Ranks {
         self.rank == 0
     }
 
+    /// What rank 0 does alone, however long it takes, while the others wait for what it [shares](Ranks::share): they are told
+    /// that it is still there.
+    pub fn alive_during<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        self.telling(SIGN, work)
+    }
+
+    fn telling<T>(&mut self, every: Duration, work: impl FnOnce() -> T) -> T {
+        std::thread::scope(|scope| {
+            let (done, waits) = mpsc::channel::<()>();
+            let links = &mut self.links;
+            scope.spawn(move || {
+                while waits.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+                    for link in &mut *links {
+                        let _ = link.write_all(&header(Kind::Alive, 0)); // who is gone is noticed by what is shared then
+                    }
+                }
+            });
+            let _done = done; // dropped on every way out, before the scope waits for the thread
+            work()
+        })
+    }
+
     /// What rank 0 gives goes to all.
     pub fn share(&mut self, bytes: Vec<u8>) -> Result<Vec<u8>> {
         if self.rank > 0 {
@@ -222,9 +247,7 @@ impl Ranks {
     }
 
     fn send(&mut self, other: usize, kind: Kind, bytes: &[u8]) -> Result<()> {
-        let mut header = [0; 9];
-        header[0] = kind as u8;
-        header[1..].copy_from_slice(&(bytes.len() as u64).to_le_bytes());
+        let header = header(kind, bytes.len());
         let link = self.link(other);
         link.write_all(&header).and_then(|()| link.write_all(bytes)).map_err(|e| gone(other, &e))
     }
@@ -232,8 +255,10 @@ impl Ranks {
     /// A message of `length` bytes; where that is not known, of at most [`LONGEST`].
     fn receive(&mut self, other: usize, kind: Kind, length: Option<u64>) -> Result<Vec<u8>> {
         let link = self.link(other);
-        let mut header = [0; 9];
-        link.read_exact(&mut header).map_err(|e| gone(other, &e))?;
+        let mut header = header(Kind::Alive, 0);
+        while header == self::header(Kind::Alive, 0) {
+            link.read_exact(&mut header).map_err(|e| gone(other, &e))?;
+        }
         let [found, size @ ..] = header;
         let size = u64::from_le_bytes(size);
         if found != kind as u8 || length.map_or(size > LONGEST, |length| size != length) {
@@ -255,6 +280,16 @@ enum Kind {
     Share = 1,
     Gather = 2,
     Sum = 3,
+    /// Nothing: more is to come.
+    Alive = 4,
+}
+
+/// What a message begins with: what it is about, and its length in bytes.
+fn header(kind: Kind, length: usize) -> [u8; 9] {
+    let mut header = [0; 9];
+    header[0] = kind as u8;
+    header[1..].copy_from_slice(&(length as u64).to_le_bytes());
+    header
 }
 
 fn gone(other: usize, error: &io::Error) -> Box<Diagnostic> {
@@ -438,6 +473,25 @@ mod tests {
             assert_eq!(sum, sums, "start first, then the ranks in their order");
             assert_eq!(in_place, [3e8, 1.0 + 1e-9 - 1e8]);
         }
+    }
+
+    /// Rank 0 may take longer than the others would wait, as long as it says that it is there.
+    #[test]
+    fn who_works_long_is_waited_for() {
+        let waited = |every: u64| {
+            together(2, port(), |mut ranks| {
+                for link in &ranks.links {
+                    link.set_read_timeout(Some(Duration::from_millis(600))).unwrap();
+                }
+                if ranks.leads() {
+                    let every = Duration::from_millis(every);
+                    ranks.telling(every, || std::thread::sleep(Duration::from_millis(1500)));
+                }
+                ranks.share(vec![7]).ok()
+            })
+        };
+        assert_eq!(waited(50), [Some(vec![7]), Some(vec![7])]);
+        assert_eq!(waited(60_000)[1], None, "in silence it is given up on");
     }
 
     #[test]
