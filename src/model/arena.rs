@@ -208,10 +208,12 @@ impl Table {
     /// What is said when the memory for `tensor` cannot be had.
     pub fn out_of_memory(&self, tensor: usize) -> Box<Diagnostic> {
         let entry = &self.entries[tensor];
+        let trains = self.bytes(Group::Gradients) > 0;
         let help = match entry.group {
-            Group::Activations | Group::Workspace => {
+            Group::Activations | Group::Workspace if trains => {
                 "lower --micro-batch, or give --recompute, which keeps one layer's activations in place of all"
             }
+            Group::Activations | Group::Workspace => "lower --micro-batch",
             Group::Weights | Group::Gradients | Group::Optimizer => {
                 "take a smaller model or a machine with more memory"
             }
@@ -227,6 +229,9 @@ impl Table {
                 Group::ALL.map(|g| format!("{} {}", g.name(), megabytes(self.bytes(g)))).join(", ")
             ))
             .help(help);
+        if !trains {
+            return said.into();
+        }
         // Worth a word where it saves a tenth of the whole.
         if numbers.saturating_mul((exact - rounded) as u64) > self.total_bytes() / 10 {
             said = said.help("--master-weights bf16 takes 6 bytes for a trained parameter in place of 10");

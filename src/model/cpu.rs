@@ -773,7 +773,12 @@ mod tests {
         table.add(Group::Weights, Kind::Weight(Precision::F32), "first", &[100]);
         table.add(Group::Activations, Kind::Activation, "second", &[100]);
         assert!(Cpu::within(table.clone(), Some(800)).is_ok() && Cpu::within(table.clone(), None).is_ok());
-        let said = Cpu::within(table, Some(799)).err().unwrap().to_string();
-        assert!(said.contains("error[out-of-memory]") && said.contains("`second`"), "{said}");
+        let said = |table: &Table| Cpu::within(table.clone(), Some(799)).err().unwrap().to_string();
+        let scoring = said(&table);
+        assert!(scoring.contains("error[out-of-memory]") && scoring.contains("`second`"), "{scoring}");
+        // Options are named that the command has: evaluation has no gradients, and nothing to compute again.
+        assert!(scoring.contains("--micro-batch") && !scoring.contains("--recompute"), "{scoring}");
+        table.add(Group::Gradients, Kind::Exact, "third", &[100]);
+        assert!(said(&table).contains("--recompute"));
     }
 }
