@@ -63,6 +63,7 @@ impl Compare {
             if plan.tasks.is_empty() {
                 return Err(nothing_held_out(&recipe).into());
             }
+            self.asking.check_tasks(plan.tasks.iter().map(|planned| planned.task.name()))?;
             eprintln!("{}: prompts", way.title);
             pool.install(|| compile::compile(&plan, &self.prompts(way), self.max_bad_records, &Progress::default()))?;
         }

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use super::compare::Compare;
 use super::device::{Chosen, Device};
 use super::{Outcome, grouped, print};
-use crate::diag::Result;
+use crate::diag::{Diagnostic, Result, listing};
 use crate::eval::chart::{self, Chart};
 use crate::eval::interval::Score;
 use crate::eval::metrics::Metric;
@@ -81,6 +81,19 @@ pub struct Asking {
 }
 
 impl Asking {
+    /// Refuses tasks that are not among those held out.
+    pub fn check_tasks<'n>(&self, held_out: impl Iterator<Item = &'n str> + Clone) -> Result<()> {
+        match self.tasks.iter().find(|task| held_out.clone().all(|name| name != *task)) {
+            Some(unknown) => {
+                Err(Diagnostic::error("unknown-task", format!("the recipe does not hold out a task `{unknown}`"))
+                    .found(listing(held_out.clone()))
+                    .did_you_mean(unknown, held_out)
+                    .into())
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Asks one model the questions of one compile.
     pub fn evaluate(&self, device: Chosen, model: &Path, data: &Path, done: impl FnMut(&TaskScores)) -> Result<Report> {
         let evaluation = Evaluation {

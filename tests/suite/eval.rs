@@ -406,6 +406,9 @@ fn a_comparison_is_one_command() {
     assert!(few.ends_with(&plain) && few.contains("\n\n"), "{few:?}");
     assert!(prompt("tuned-zero-shot").ends_with("<eos>"));
 
+    // Before anything is compiled.
+    let unknown = stderr(&compare(&[text(&recipe), "--task", "rta"]));
+    assert!(unknown.contains("did you mean `rte`?") && !unknown.contains(": prompts"), "{unknown}");
     let nothing = compare(&["sample"]);
     assert_eq!(nothing.status.code(), Some(1));
     insta::assert_snapshot!(stderr(&nothing));
