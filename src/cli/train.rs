@@ -11,8 +11,8 @@ use super::compile::{Sources, compile_into};
 use super::device::{Chosen, Device, MasterWeights};
 use super::{DataDirs, Definitions, Failure, Outcome, grouped, print};
 use crate::compile;
-use crate::diag::Result;
-use crate::model::arena::{Group, Precision};
+use crate::diag::{Diagnostic, Result};
+use crate::model::arena::{Group, Precision, megabytes};
 use crate::model::cpu::Cpu;
 use crate::model::cuda::context;
 use crate::model::cuda::driver::Driver;
@@ -72,7 +72,8 @@ pub struct Train {
     /// Threads to use [default: all]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Print what memory goes where and whether it fits, and do not train (a recipe is compiled: its rows count)
+    /// Print what memory goes where and whether it fits (exit code 1 if not), and do not train (a recipe is compiled: its rows
+    /// count)
     #[arg(long)]
     plan: bool,
     /// Memory that --plan compares with, in GB [default: what this machine has free]
@@ -235,7 +236,23 @@ impl Train {
         settings.master_weights = self.master_weights.map_or(settings.master_weights, Precision::from);
         settings.optimizer.learning_rate = self.learning_rate.unwrap_or(settings.optimizer.learning_rate);
         settings.check()?;
-        Ok(settings)
+        // What is typed ought to do something.
+        let idle = if self.learning_rate.is_some() && settings.optimizer.relative_step {
+            Some(("--learning-rate", "with `relative_step`, Adafactor takes its rate from the number of the step"))
+        } else if self.seed.is_some() && self.origin.model.is_some() && settings.master_weights == Precision::F32 {
+            Some((
+                "--seed",
+                "it is of fresh weights, and of how weights in bf16 are rounded; --model brings weights in f32",
+            ))
+        } else {
+            None
+        };
+        match idle {
+            Some((option, why)) => Err(Diagnostic::error("idle-option", format!("{option} would do nothing: {why}"))
+                .help(format!("leave {option} out"))
+                .into()),
+            None => Ok(settings),
+        }
     }
 
     fn print_plan(&self, run: &Run, ranks: usize) -> Outcome {
@@ -266,13 +283,16 @@ impl Train {
                 "parameters": parameters, "tokens": decoder.layout.tokens, "groups": groups,
                 "bytes": table.total_bytes(), "memory": memory, "fits": memory.map(|m| table.total_bytes() <= m),
             });
-            return print(&format!("{plan}\n"));
+            print(&format!("{plan}\n"))?;
+        } else {
+            let tokens = decoder.layout.tokens;
+            let plan = table.plan(memory);
+            print(&format!("{parameters} parameters, {tokens} tokens at a time, {what}\n\n{plan}"))?;
         }
-        print(&format!(
-            "{parameters} parameters, {} tokens at a time, {what}\n\n{}",
-            decoder.layout.tokens,
-            table.plan(memory)
-        ))
+        match memory {
+            Some(memory) if table.total_bytes() > memory => Err(does_not_fit(table.total_bytes(), memory).into()),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -298,4 +318,12 @@ fn text(summary: &Summary, run: &Run) -> String {
         "\nmodel: {out}/model, curve: {out}/loss.svg, log: {out}/log.jsonl, TensorBoard: {out}/tensorboard\n"
     ));
     text
+}
+
+fn does_not_fit(bytes: u64, memory: u64) -> Box<Diagnostic> {
+    Diagnostic::error("does-not-fit", "the run does not fit into memory")
+        .expected(format!("at most {}", megabytes(memory)))
+        .found(megabytes(bytes))
+        .help("lower --micro-batch, give --recompute, or take a smaller model")
+        .into()
 }

@@ -124,9 +124,11 @@ impl Cut {
 
 /// Trains, or goes on training. All of `ranks` are given the same run, and see the same files.
 pub fn train<O: Ops + Send>(run: &Run, ranks: &mut Ranks, report: &mut (dyn FnMut(&Event) + Send)) -> Result<Summary> {
-    let _lock = if ranks.leads() { Some(storage::lock(&run.out.join("run.lock"))?) } else { None };
+    // What is wrong with the inputs is said before there is a directory.
     let config = config(&run.origin)?;
     let data = open(run, &config)?;
+    enough_passes(run, &data, ranks)?;
+    let _lock = if ranks.leads() { Some(storage::lock(&run.out.join("run.lock"))?) } else { None };
     let Start { mut state, finished } = agreed(run, &config, &data, ranks)?;
     let mut log = Log::of(&run.out);
     if finished {
@@ -176,8 +178,8 @@ struct Start {
     finished: bool,
 }
 
-/// What rank 0 finds is where all begin, if they were asked for the same.
-fn agreed(run: &Run, config: &Config, data: &Data, ranks: &mut Ranks) -> Result<Start> {
+/// Every rank has to have something to do.
+fn enough_passes(run: &Run, data: &Data, ranks: &Ranks) -> Result<()> {
     let passes = Cut::of(&run.settings, data.train.sequence).passes();
     if passes < ranks.size() {
         return Err(Diagnostic::error(
@@ -188,6 +190,11 @@ fn agreed(run: &Run, config: &Config, data: &Data, ranks: &mut Ranks) -> Result<
         .help("lower `micro_batch`, or raise `tokens_per_step`")
         .into());
     }
+    Ok(())
+}
+
+/// What rank 0 finds is where all begin, if they were asked for the same.
+fn agreed(run: &Run, config: &Config, data: &Data, ranks: &mut Ranks) -> Result<Start> {
     let mut text = Vec::new();
     if ranks.leads() {
         let state = start(run, config, data)?;

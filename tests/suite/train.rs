@@ -579,7 +579,7 @@ fn the_program_plans_and_says_what_is_wrong() {
     let bench = Bench::new();
     let output = bench.program("run", SETTINGS).args(["--plan", "--memory", "0.001"]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert!(said.contains("model.embed_tokens.weight") && said.contains("(2048, 16)"), "{said}");
     assert!(said.contains("does not fit into 1.0 MB"), "{said}");
     assert!(!bench.scratch.join("run").exists());
