@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::tokens::{named, of_model};
 use super::{DataDirs, Definitions, Failure, Outcome, grouped, print, report};
 use crate::compile::{self, Compiled, Progress};
+use crate::diag::Diagnostic;
 use crate::mixture;
 use crate::plan::plan;
 use crate::shard::manifest::Manifest;
@@ -55,22 +56,23 @@ pub(super) struct Sources<'a> {
     pub model: Option<&'a Path>,
 }
 
-/// Compiles into `out`; warnings and progress go to stderr.
+/// Compiles into `out`; progress goes to stderr, and `warn` is given what there is to warn of.
 pub(super) fn compile_into(
     out: &Path,
     sources: &Sources<'_>,
     threads: Option<usize>,
+    warn: impl Fn(&[Diagnostic]),
 ) -> Result<compile::Outcome, Failure> {
     let (catalogue, warnings) = sources.definitions.load()?;
-    report(&warnings);
+    warn(&warnings);
     let (mut recipe, warnings) = mixture::find(sources.recipe, &catalogue)?;
-    report(&warnings);
+    warn(&warnings);
     let own = sources.model.map(|model| of_model(model, &recipe.tokenizer)).transpose()?.flatten();
     let in_own = own.is_some();
     recipe.tokenizer = own.unwrap_or(recipe.tokenizer);
     let pool = super::threads(threads)?;
     let plan = plan(recipe, &catalogue, &sources.data.data_dirs)?;
-    report(&plan.warnings);
+    warn(&plan.warnings);
     if in_own {
         eprintln!("{}: {}", sources.recipe, named(&plan));
     }
@@ -95,7 +97,7 @@ impl Compile {
             max_bad_records: self.max_bad_records,
             model: None,
         };
-        let outcome = compile_into(&self.out, &sources, self.threads)?;
+        let outcome = compile_into(&self.out, &sources, self.threads, report)?;
         match outcome {
             compile::Outcome::UpToDate(manifest) => {
                 if self.json {

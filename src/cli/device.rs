@@ -44,24 +44,28 @@ pub enum Chosen {
 impl Device {
     /// Looks for a GPU unless the CPU is asked for, and says on stderr what computes.
     pub fn choose(self) -> Result<Chosen> {
+        let (chosen, said) = self.find()?;
+        said.iter().for_each(|said| eprintln!("{said}"));
+        Ok(chosen)
+    }
+
+    /// Looks for a GPU unless the CPU is asked for: what computes, and what is to be said if that was not.
+    pub fn find(self) -> Result<(Chosen, Option<String>)> {
         let found = match self {
-            Device::Cpu => return Ok(Chosen::Cpu),
+            Device::Cpu => return Ok((Chosen::Cpu, None)),
             Device::Cuda => Ok(context::find()?),
             Device::Auto => context::find(),
         };
-        match found {
-            Ok(facts) => {
-                eprintln!("computing on {} ({})", facts.name, facts.architecture());
-                Ok(Chosen::Cuda)
-            }
+        Ok(match found {
+            Ok(facts) => (Chosen::Cuda, Some(format!("computing on {} ({})", facts.name, facts.architecture()))),
             Err(missing) => {
-                eprintln!("computing on the CPU: {}", missing.message);
+                let mut said = format!("computing on the CPU: {}", missing.message);
                 // A machine that has a GPU ought to be told how to use it.
                 if missing.code != context::NO_DRIVER {
-                    missing.notes.iter().for_each(|(kind, text)| eprintln!("  = {kind}: {text}"));
+                    said.extend(missing.notes.iter().map(|(kind, text)| format!("\n  = {kind}: {text}")));
                 }
-                Ok(Chosen::Cpu)
+                (Chosen::Cpu, Some(said))
             }
-        }
+        })
     }
 }

@@ -161,6 +161,12 @@ fn print(text: &str) -> Outcome {
     Ok(out.flush()?)
 }
 
+/// A diagnostic as a line of JSON: `event` says whether it is a warning or what made a command fail.
+fn as_event(event: &str, diagnostic: &Diagnostic) -> String {
+    let (code, message, text) = (diagnostic.code, &diagnostic.message, diagnostic.to_string());
+    serde_json::json!({ "event": event, "code": code, "message": message, "text": text }).to_string() + "\n"
+}
+
 /// 1234567 as 1,234,567.
 fn grouped(n: u64) -> String {
     let digits = n.to_string();

@@ -9,7 +9,7 @@ use clap::Args;
 use self::view::View;
 use super::compile::{Sources, compile_into};
 use super::device::{Chosen, Device, MasterWeights};
-use super::{DataDirs, Definitions, Failure, Outcome, grouped, print};
+use super::{DataDirs, Definitions, Failure, Outcome, as_event, grouped, print, report};
 use crate::compile;
 use crate::diag::{Diagnostic, Result};
 use crate::model::arena::{Group, Precision, megabytes};
@@ -128,12 +128,7 @@ impl Train {
         let outcome = self.train();
         if json && let Err(Failure::Diagnostics(list)) = &outcome {
             for diagnostic in list {
-                let (code, message) = (diagnostic.code, &diagnostic.message);
-                let text = diagnostic.to_string();
-                print(&format!(
-                    "{}\n",
-                    serde_json::json!({ "event": "failed", "code": code, "message": message, "text": text })
-                ))?;
+                print(&as_event("failed", diagnostic))?;
             }
         }
         outcome
@@ -152,13 +147,20 @@ impl Train {
             None => Ranks::alone(),
             Some(place) => {
                 let (host, port) = &place.first;
-                eprintln!("rank {} of {}, with rank 0 at {host}:{port}", place.rank, place.size);
+                let said = format!("rank {} of {}, with rank 0 at {host}:{port}", place.rank, place.size);
+                let event = serde_json::json!({
+                    "event": "rank", "rank": place.rank, "ranks": place.size, "first": format!("{host}:{port}"),
+                });
+                self.say(&said, &event)?;
                 Ranks::connect(place)?
             }
         };
         let run = Run { data: self.data_of_all(&out, &mut ranks)?, out, origin, settings };
         let pool = super::threads(self.threads)?;
-        let device = self.device.choose()?;
+        let (device, said) = self.device.find()?;
+        if let Some(said) = said {
+            self.say(&said, &serde_json::json!({ "event": "device", "text": said }))?;
+        }
         let mut view = View::new(self.json);
         let summary = pool.install(|| match device {
             Chosen::Cpu => train::<Cpu>(&run, &mut ranks, &mut |event| view.show(event)),
@@ -173,6 +175,10 @@ impl Train {
             return print(&format!("{}\n", serde_json::json!(summary)));
         }
         print(&text(&summary, &run))
+    }
+
+    fn say(&self, said: &str, event: &serde_json::Value) -> Outcome {
+        say(self.json, said, event)
     }
 
     /// Where the data is; rank 0 compiles it, if a recipe is given, and the others wait.
@@ -205,20 +211,25 @@ impl Train {
             max_bad_records: 0,
             model: self.origin.model.as_deref(),
         };
-        let (manifest, up_to_date) = match compile_into(&data, &sources, self.threads)? {
+        let warn = |warnings: &[Diagnostic]| {
+            report(warnings);
+            for warning in warnings.iter().filter(|_| self.json) {
+                let _ = print(&as_event("warning", warning)); // a closed stdout is said by what is printed next
+            }
+        };
+        let (manifest, up_to_date) = match compile_into(&data, &sources, self.threads, warn)? {
             compile::Outcome::UpToDate(manifest) => (manifest, true),
             compile::Outcome::Compiled(compiled) => (compiled.manifest, false),
         };
         let (prompts, tokens) = manifest.mixture.get("train").map_or((0, 0), |train| (train.prompts, train.tokens));
-        if self.json {
-            let event = serde_json::json!({
-                "event": "compiled", "recipe": recipe, "data": data, "up_to_date": up_to_date,
-                "prompts": prompts, "tokens": tokens, "plan": manifest.plan, "tokenizer": manifest.tokenizer,
-            });
-            print(&format!("{event}\n"))?;
-        }
         let done = if up_to_date { "is up to date" } else { "is compiled" };
-        eprintln!("{}: {recipe} {done}, {} prompts, {} tokens", data.display(), grouped(prompts), grouped(tokens));
+        let said =
+            format!("{}: {recipe} {done}, {} prompts, {} tokens", data.display(), grouped(prompts), grouped(tokens));
+        let event = serde_json::json!({
+            "event": "compiled", "recipe": recipe, "data": data, "up_to_date": up_to_date,
+            "prompts": prompts, "tokens": tokens, "plan": manifest.plan, "tokenizer": manifest.tokenizer,
+        });
+        self.say(&said, &event)?;
         Ok(data)
     }
 
@@ -294,6 +305,12 @@ impl Train {
             _ => Ok(()),
         }
     }
+}
+
+/// Says on stderr what happens before a run is under way, and on stdout if JSON is asked for.
+fn say(json: bool, said: &str, event: &serde_json::Value) -> Outcome {
+    eprintln!("{said}");
+    if json { print(&format!("{event}\n")) } else { Ok(()) }
 }
 
 /// Where a recipe is compiled to.

@@ -166,6 +166,10 @@ impl Ops for Cpu {
         &self.table
     }
 
+    fn device(&self) -> String {
+        format!("CPU, {} threads", rayon::current_num_threads())
+    }
+
     fn memory(&self) -> u64 {
         speed::resident().unwrap_or(self.table.total_bytes())
     }

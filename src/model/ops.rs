@@ -228,6 +228,9 @@ pub trait Ops: Sized {
 
     fn table(&self) -> &Table;
 
+    /// What computes, as people know it.
+    fn device(&self) -> String;
+
     /// Bytes of memory that are taken where the backend computes.
     fn memory(&self) -> u64 {
         self.table().total_bytes()

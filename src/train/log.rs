@@ -20,6 +20,15 @@ pub enum Event {
     Started {
         step: u64,
         steps: u64,
+        /// Seconds since 1970, here and below.
+        time: f64,
+        /// Version of this program.
+        flanc: String,
+        /// What computes; of several ranks, what rank 0 computes on.
+        device: String,
+        /// The model's shape, as in `config.json`.
+        model: serde_json::Value,
+        settings: serde_json::Value,
         parameters: usize,
         /// Bytes of the model's tensors, on each rank.
         bytes: u64,
@@ -33,7 +42,6 @@ pub enum Event {
     },
     Step {
         step: u64,
-        /// Seconds since 1970, here and below.
         time: f64,
         /// Mean over the targets.
         loss: f64,

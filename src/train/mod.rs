@@ -134,6 +134,7 @@ pub fn train<O: Ops + Send>(run: &Run, ranks: &mut Ranks, report: &mut (dyn FnMu
     if finished {
         return log.summary(&state, false);
     }
+    let model = serde_json::from_str(&config.to_json("float32")).expect("a configuration is written as JSON");
     let ceiling = ranks.gather(&[speed::ceiling::<O>()?])?.concat().iter().sum();
     let (decoder, mut ops) = prepare::<O>(run, config, &data, &state, ranks.size())?;
     if ranks.leads() {
@@ -150,6 +151,11 @@ pub fn train<O: Ops + Send>(run: &Run, ranks: &mut Ranks, report: &mut (dyn FnMu
     say(Event::Started {
         step: state.step,
         steps: run.settings.steps,
+        time: log::now(),
+        flanc: env!("CARGO_PKG_VERSION").to_owned(),
+        device: ops.device(),
+        model,
+        settings: serde_json::json!(run.settings),
         parameters: decoder.parameter_count(ops.table()),
         bytes: ops.table().total_bytes(),
         rows: data.train.rows,

@@ -86,6 +86,10 @@ impl Device for Simulated {
         Ok(Simulated::get(0).expect("a C++ compiler, which was asked for before"))
     }
 
+    fn name(&self) -> String {
+        "simulator".to_owned()
+    }
+
     fn take(&mut self, bytes: u64) -> Result<(), u64> {
         const MOST: u64 = 1 << 30;
         if bytes > MOST {

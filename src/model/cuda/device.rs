@@ -155,6 +155,9 @@ pub trait Device: Sized {
     /// Finds the device and makes its kernels ready.
     fn open() -> Result<Self>;
 
+    /// The device's name and architecture.
+    fn name(&self) -> String;
+
     /// Takes the arena, all of it zero; or tells how many bytes are free. What was recorded before is forgotten.
     fn take(&mut self, bytes: u64) -> Result<(), u64>;
 

@@ -249,6 +249,10 @@ impl Device for Driver {
         })
     }
 
+    fn name(&self) -> String {
+        format!("{} ({})", self.facts.name, self.facts.architecture())
+    }
+
     fn take(&mut self, bytes: u64) -> Result<(), u64> {
         self.here();
         if self.arena.0 != 0 {

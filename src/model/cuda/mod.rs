@@ -155,6 +155,10 @@ impl<D: Device> Ops for Cuda<D> {
         &self.table
     }
 
+    fn device(&self) -> String {
+        self.device.name()
+    }
+
     fn write(&mut self, tensor: Tensor, values: &[f32]) {
         let (kind, own) = (self.table.get(tensor).kind, self.own(tensor));
         assert_eq!(self.table.get(tensor).len(), values.len(), "as many numbers as the tensor has");
