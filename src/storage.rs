@@ -229,6 +229,13 @@ pub fn cache() -> Option<PathBuf> {
     root.is_absolute().then(|| root.join("flanc"))
 }
 
+/// Gives a file or directory another name in the same directory, which nothing has.
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    let parent = to.parent().unwrap_or(Path::new("."));
+    let renamed = fs::rename(from, to).and_then(|()| File::open(parent)?.sync_all());
+    renamed.map_err(|e| failure("rename", from, &e))
+}
+
 /// Removes a file; one that is not there is fine.
 pub fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::checkpoint::State;
 use super::{curve, tensorboard};
-use crate::diag::Result;
+use crate::diag::{Diagnostic, Result};
 use crate::storage;
 
 /// What happens in a run, as it is logged and shown.
@@ -39,6 +39,15 @@ pub enum Event {
         ceiling: f64,
         /// Hash of the plan that the data was compiled by.
         data: String,
+    },
+    /// What is no error, but ought to be known.
+    Warning {
+        step: u64,
+        time: f64,
+        code: String,
+        message: String,
+        /// All of it, as it is printed.
+        text: String,
     },
     Step {
         step: u64,
@@ -82,9 +91,17 @@ pub enum Event {
 }
 
 impl Event {
+    /// What a run has to say as it goes on after `step`.
+    pub(super) fn warning(step: u64, warning: &Diagnostic) -> Event {
+        let Diagnostic { code, message, .. } = warning;
+        let (code, message) = ((*code).to_owned(), message.clone());
+        Event::Warning { step, time: now(), code, message, text: warning.to_string() }
+    }
+
     pub fn step(&self) -> u64 {
         match self {
             Event::Started { step, .. }
+            | Event::Warning { step, .. }
             | Event::Step { step, .. }
             | Event::Skipped { step, .. }
             | Event::Validation { step, .. }

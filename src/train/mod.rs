@@ -129,9 +129,14 @@ pub fn train<O: Ops + Send>(run: &Run, ranks: &mut Ranks, report: &mut (dyn FnMu
     let data = open(run, &config)?;
     enough_passes(run, &data, ranks)?;
     let _lock = if ranks.leads() { Some(storage::lock(&run.out.join("run.lock"))?) } else { None };
-    let Start { mut state, finished } = agreed(run, &config, &data, ranks)?;
+    let (Start { mut state, finished }, warnings) = agreed(run, &config, &data, ranks)?;
     let mut log = Log::of(&run.out);
     if finished {
+        for warning in &warnings {
+            let event = Event::warning(state.step, warning);
+            log.write(&event)?;
+            report(&event);
+        }
         return log.summary(&state, false);
     }
     let model = serde_json::from_str(&config.to_json("float32")).expect("a configuration is written as JSON");
@@ -164,6 +169,9 @@ pub fn train<O: Ops + Send>(run: &Run, ranks: &mut Ranks, report: &mut (dyn FnMu
         ceiling,
         data: data.plan.clone(),
     })?;
+    for warning in &warnings {
+        say(Event::warning(state.step, warning))?;
+    }
     let began = Instant::now();
     let trainer = steps::Trainer { run, data: &data, decoder: &decoder, ceiling };
     steps::steps(&trainer, &mut ops, ranks, &mut state, &mut say)
@@ -199,11 +207,12 @@ fn enough_passes(run: &Run, data: &Data, ranks: &Ranks) -> Result<()> {
     Ok(())
 }
 
-/// What rank 0 finds is where all begin, if they were asked for the same.
-fn agreed(run: &Run, config: &Config, data: &Data, ranks: &mut Ranks) -> Result<Start> {
-    let mut text = Vec::new();
+/// What rank 0 finds is where all begin, if they were asked for the same; and what rank 0 has to say about it.
+fn agreed(run: &Run, config: &Config, data: &Data, ranks: &mut Ranks) -> Result<(Start, Vec<Diagnostic>)> {
+    let (mut text, mut warnings) = (Vec::new(), Vec::new());
     if ranks.leads() {
-        let state = start(run, config, data)?;
+        let state;
+        (state, warnings) = ranks.alive_during(|| start(run, config, data))?;
         let finished = state.step >= run.settings.steps && storage::stamp(&run.out.join("model/config.json")).is_some();
         text = serde_json::to_vec(&Start { state, finished }).expect("plain data is always JSON");
     }
@@ -221,13 +230,13 @@ fn agreed(run: &Run, config: &Config, data: &Data, ranks: &mut Ranks) -> Result<
             .help("give all ranks the same command, and let them see the same files")
             .into());
     }
-    Ok(start)
+    Ok((start, warnings))
 }
 
 /// A run that has not begun.
 fn fresh(run: &Run, config: &Config, data: &Data) -> State {
     State {
-        format: 1,
+        format: 2,
         step: 0,
         updates: 0,
         position: 0,
@@ -236,6 +245,7 @@ fn fresh(run: &Run, config: &Config, data: &Data) -> State {
         model: blake3::hash(config.to_json("float32").as_bytes()).to_hex().to_string(),
         settings: run.settings.clone(),
         files: Vec::new(),
+        hash: String::new(),
     }
 }
 
@@ -264,10 +274,10 @@ fn list(said: &mut Vec<String>, name: &str, value: &toml::Value) {
     }
 }
 
-/// Where the run begins: at its last checkpoint, if it is one of this run.
-fn start(run: &Run, config: &Config, data: &Data) -> Result<State> {
+/// Where the run begins: at its last checkpoint, if it is one of this run. And what is to be said of that.
+fn start(run: &Run, config: &Config, data: &Data) -> Result<(State, Vec<Diagnostic>)> {
     let fresh = fresh(run, config, data);
-    let Some(mut found) = checkpoint::find(&run.out)? else { return Ok(fresh) };
+    let (Some(mut found), damaged) = checkpoint::find(&run.out)? else { return Ok((fresh, Vec::new())) };
     let differs = if found.model != fresh.model {
         Some("another model")
     } else if found.plan != fresh.plan {
@@ -285,8 +295,17 @@ fn start(run: &Run, config: &Config, data: &Data) -> Result<State> {
             .help("give this run another --out, or remove the directory; more --steps are fine with a constant rate")
             .into());
     }
+    let mut warnings = checkpoint::set_aside(&run.out, &damaged, found.step)?;
+    let [before, now] = [&found.settings, &run.settings].map(|settings| Cut::of(settings, data.train.sequence));
+    if before.rows_per_pass != now.rows_per_pass && found.step < run.settings.steps {
+        let message =
+            "`micro_batch` is another than before: sums are cut differently, and losses may differ in last bits";
+        let warning = Diagnostic::warning("other-passes", message).at(&run.out);
+        let said = |cut: Cut| format!("passes of up to {} rows", cut.rows_per_pass);
+        warnings.push(warning.expected(said(before)).found(said(now)));
+    }
     found.settings = run.settings.clone();
-    Ok(found)
+    Ok((found, warnings))
 }
 
 /// Enough of a hash to tell two apart.
@@ -312,7 +331,7 @@ fn prepare<O: Ops>(run: &Run, config: Config, data: &Data, state: &State, ranks:
 /// Says where a run goes on whose backend has failed.
 fn goes_on(run: &Run, failed: Diagnostic) -> Box<Diagnostic> {
     let help = match checkpoint::find(&run.out) {
-        Ok(Some(last)) => format!("the same command goes on after step {}, at the last checkpoint", last.step),
+        Ok((Some(last), _)) => format!("the same command goes on after step {}, at the last checkpoint", last.step),
         _ => "there is no checkpoint yet: the same command begins anew".to_owned(),
     };
     failed.help(help).into()

@@ -212,9 +212,12 @@ impl Settings {
         Rate::Fixed(self.optimizer.learning_rate * share)
     }
 
-    /// Whether a run with `self` can be carried on with `other`, which differs in what does not change the steps done.
+    /// Whether a run with `self` can be carried on with `other`, which differs in what does not change the steps done. How a
+    /// step is cut into passes changes last bits, and may have to: for a GPU with less memory.
     pub fn goes_on_as(&self, other: &Settings) -> bool {
         let mut same = other.clone();
+        same.micro_batch = self.micro_batch;
+        same.recompute = self.recompute;
         same.keep = self.keep;
         same.checkpoint_every = self.checkpoint_every;
         same.validate_every = self.validate_every;
@@ -249,6 +252,7 @@ mod tests {
     fn a_run_goes_on_with_more_steps_but_not_with_another_rate() {
         let settings = Settings::default();
         assert!(settings.goes_on_as(&Settings { steps: 40_000, keep: 9, ..settings.clone() }));
+        assert!(settings.goes_on_as(&Settings { micro_batch: 512, recompute: true, ..settings.clone() }));
         assert!(!settings.goes_on_as(&Settings { seed: 18, ..settings.clone() }));
         assert!(!settings.goes_on_as(&Settings { master_weights: Precision::Bf16, ..settings.clone() }));
         let cosine = Schedule { kind: ScheduleKind::Cosine, ..Schedule::default() };

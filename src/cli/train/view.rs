@@ -77,6 +77,7 @@ impl View {
                     None => {}
                 }
             }
+            Event::Warning { text, .. } => self.line(text.clone()),
             Event::Skipped { step, reason, rows, .. } => {
                 self.line(format!("step {step} was skipped: {reason} (rows {}..{})", rows.0, rows.1));
             }
