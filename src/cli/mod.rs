@@ -1,7 +1,8 @@
 //! The command line: what was typed becomes calls into the library, and what those return becomes text.
 //!
 //! stdout carries results only; diagnostics and progress go to stderr. Exit codes: 0 done; 1 something in the data,
-//! the templates or the recipe is wrong, and stderr says what; 2 usage.
+//! the templates or the recipe is wrong, and stderr says what; 2 usage; 130 and 143 a training run was stopped by Ctrl-C or
+//! SIGTERM, and can go on.
 
 mod audit;
 mod check;
@@ -99,6 +100,8 @@ enum Failure {
     Diagnostics(Vec<Diagnostic>),
     /// The reader of stdout went away: `flanc rows … | head`.
     OutputClosed,
+    /// Stopped, in good order, by a signal of this number.
+    Stopped(i32),
 }
 
 type Outcome = Result<(), Failure>;
@@ -151,6 +154,8 @@ pub fn run() -> ExitCode {
             report(&list);
             ExitCode::from(1)
         }
+        // As shells say it of a process that a signal ended.
+        Err(Failure::Stopped(signal)) => ExitCode::from(128u8.saturating_add(signal as u8)),
     }
 }
 

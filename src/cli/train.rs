@@ -1,8 +1,10 @@
 //! `flanc train`: a model is fine-tuned on a compiled mixture.
 
+mod signals;
 mod view;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 
@@ -20,14 +22,14 @@ use crate::model::cuda::{Cuda, layout};
 use crate::model::ranks::{Place, Ranks};
 use crate::model::speed;
 use crate::train::settings::Settings;
-use crate::train::{Origin, Run, Summary, config, lay_out, open, train};
+use crate::train::{Origin, Run, Stop, Summary, config, lay_out, open, train};
 
 /// Fine-tune a language model on a compiled mixture
 ///
 /// Reads the packed rows of `flanc compile` in their order, trains on targets only, and leaves a model that
 /// transformers and vLLM load. A run that was stopped goes on where it was, to the bit, if the same command is given
-/// again. Settings that neither a file nor an option gives are FLAN's: Adafactor, learning rate 3e-5, 8,192 tokens a
-/// step, 30,000 steps.
+/// again. Ctrl-C and SIGTERM have it stop after its step, with a checkpoint (exit code 130 or 143). Settings that neither
+/// a file nor an option gives are FLAN's: Adafactor, learning rate 3e-5, 8,192 tokens a step, 30,000 steps.
 #[derive(Args)]
 #[command(after_help = "Examples:
   flanc train --recipe sample-held-out --init tiny --out run
@@ -161,20 +163,27 @@ impl Train {
         if let Some(said) = said {
             self.say(&said, &serde_json::json!({ "event": "device", "text": said }))?;
         }
+        let stop = Arc::new(Stop::new(0));
+        let json = self.json;
+        signals::heed(&stop, move |signal| {
+            let name = signals::name(signal);
+            let said = format!("{name}: the run stops after its step, with a checkpoint; Ctrl-C now ends it at once");
+            // A closed stdout is no reason not to stop.
+            let _ = say(json, &said, &serde_json::json!({ "event": "stopping", "signal": signal, "text": said }));
+        });
         let mut view = View::new(self.json);
         let summary = pool.install(|| match device {
-            Chosen::Cpu => train::<Cpu>(&run, &mut ranks, &mut |event| view.show(event)),
-            Chosen::Cuda => train::<Cuda<Driver>>(&run, &mut ranks, &mut |event| view.show(event)),
+            Chosen::Cpu => train::<Cpu>(&run, &mut ranks, &stop, &mut |event| view.show(event)),
+            Chosen::Cuda => train::<Cuda<Driver>>(&run, &mut ranks, &stop, &mut |event| view.show(event)),
         });
         view.close();
         let summary = summary?;
-        if !ranks.leads() {
-            return Ok(());
+        match (ranks.leads(), self.json, summary.stopped) {
+            (true, true, _) => print(&format!("{}\n", serde_json::json!(summary)))?,
+            (true, false, None) => print(&text(&summary, &run))?,
+            _ => {}
         }
-        if self.json {
-            return print(&format!("{}\n", serde_json::json!(summary)));
-        }
-        print(&text(&summary, &run))
+        summary.stopped.map_or(Ok(()), |signal| Err(Failure::Stopped(signal)))
     }
 
     fn say(&self, said: &str, event: &serde_json::Value) -> Outcome {

@@ -84,6 +84,13 @@ pub enum Event {
     Checkpoint {
         step: u64,
     },
+    /// The run was asked to stop before its end; the step's checkpoint is written.
+    Stopped {
+        step: u64,
+        /// Its number.
+        signal: i32,
+        seconds: f64,
+    },
     Finished {
         step: u64,
         seconds: f64,
@@ -106,6 +113,7 @@ impl Event {
             | Event::Skipped { step, .. }
             | Event::Validation { step, .. }
             | Event::Checkpoint { step }
+            | Event::Stopped { step, .. }
             | Event::Finished { step, .. } => *step,
         }
     }
@@ -116,6 +124,8 @@ impl Event {
 pub struct Summary {
     /// False if there was nothing left to do.
     pub trained: bool,
+    /// The number of the signal that ended it before its last step.
+    pub stopped: Option<i32>,
     pub steps: u64,
     pub skipped: u64,
     /// Mean of the first and of the last steps of the log, up to ten each.
@@ -193,13 +203,14 @@ impl Log {
         storage::write(path, curve::svg(&train, &validation).as_bytes())
     }
 
-    pub fn summary(&self, state: &State, trained: bool) -> Result<Summary> {
+    pub fn summary(&self, state: &State, trained: bool, stopped: Option<i32>) -> Result<Summary> {
         let (train, validation) = self.curves()?;
         let mean = |points: &[(u64, f64)]| {
             (!points.is_empty()).then(|| points.iter().map(|p| p.1).sum::<f64>() / points.len() as f64)
         };
         Ok(Summary {
             trained,
+            stopped,
             steps: state.step,
             skipped: state.skipped,
             first_loss: mean(&train[..train.len().min(10)]),

@@ -23,6 +23,7 @@ mod steps;
 pub mod tensorboard;
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicI32;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -122,8 +123,14 @@ impl Cut {
     }
 }
 
-/// Trains, or goes on training. All of `ranks` are given the same run, and see the same files.
-pub fn train<O: Ops + Send>(run: &Run, ranks: &mut Ranks, report: &mut (dyn FnMut(&Event) + Send)) -> Result<Summary> {
+/// Trains, or goes on training, until the run is done or `stop` is set. All of `ranks` are given the same run, and see the
+/// same files.
+pub fn train<O: Ops + Send>(
+    run: &Run,
+    ranks: &mut Ranks,
+    stop: &Stop,
+    report: &mut (dyn FnMut(&Event) + Send),
+) -> Result<Summary> {
     // What is wrong with the inputs is said before there is a directory.
     let config = config(&run.origin)?;
     let data = open(run, &config)?;
@@ -137,7 +144,7 @@ pub fn train<O: Ops + Send>(run: &Run, ranks: &mut Ranks, report: &mut (dyn FnMu
             log.write(&event)?;
             report(&event);
         }
-        return log.summary(&state, false);
+        return log.summary(&state, false, None);
     }
     let model = serde_json::from_str(&config.to_json("float32")).expect("a configuration is written as JSON");
     let ceiling = ranks.gather(&[speed::ceiling::<O>()?])?.concat().iter().sum();
@@ -173,16 +180,25 @@ pub fn train<O: Ops + Send>(run: &Run, ranks: &mut Ranks, report: &mut (dyn FnMu
         say(Event::warning(state.step, warning))?;
     }
     let began = Instant::now();
-    let trainer = steps::Trainer { run, data: &data, decoder: &decoder, ceiling };
-    steps::steps(&trainer, &mut ops, ranks, &mut state, &mut say)
-        .and_then(|()| if leads { finish(run, &data.tokenizer, &decoder, &ops) } else { Ok(()) })
-        .map_err(|why| if ops.healthy().is_err() { goes_on(run, *why) } else { why })?;
+    let trainer = steps::Trainer { run, data: &data, decoder: &decoder, ceiling, stop };
+    let explained = |why: Box<Diagnostic>, ops: &O| if ops.healthy().is_err() { goes_on(run, *why) } else { why };
+    let stopped = steps::steps(&trainer, &mut ops, ranks, &mut state, &mut say).map_err(|why| explained(why, &ops))?;
+    if let Some(signal) = stopped {
+        say(Event::Stopped { step: state.step, signal, seconds: began.elapsed().as_secs_f64() })?;
+        return log.summary(&state, true, stopped);
+    }
+    if leads {
+        finish(run, &data.tokenizer, &decoder, &ops).map_err(|why| explained(why, &ops))?;
+    }
     say(Event::Finished { step: state.step, seconds: began.elapsed().as_secs_f64() })?;
     if leads {
         log.draw(&run.out.join("loss.svg"))?;
     }
-    log.summary(&state, true)
+    log.summary(&state, true, None)
 }
+
+/// Asks a run to stop after its step: by what number, as of a signal, or 0 as long as nothing is asked. Any rank's is enough.
+pub type Stop = AtomicI32;
 
 /// Where a run begins.
 #[derive(Serialize, Deserialize)]
@@ -292,7 +308,8 @@ fn start(run: &Run, config: &Config, data: &Data) -> Result<(State, Vec<Diagnost
             .at(&run.out)
             .expected(told(&found, &fresh))
             .found(told(&fresh, &found))
-            .help("give this run another --out, or remove the directory; more --steps are fine with a constant rate")
+            .help("give this run another --out, or remove the directory")
+            .help("--recompute and another --micro-batch are fine, and with a constant rate more --steps")
             .into());
     }
     let mut warnings = checkpoint::set_aside(&run.out, &damaged, found.step)?;

@@ -8,6 +8,7 @@
 //! Nothing here waits for a backend that has a queue, until the step after is in it: what became of a step is asked for a
 //! step late. Only where a checkpoint is written, or the model validated, everything before is known first.
 
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
@@ -15,7 +16,7 @@ use super::checkpoint::{self, State};
 use super::data::{Data, Step};
 use super::log::{Event, now};
 use super::settings::Settings;
-use super::{Cut, Run};
+use super::{Cut, Run, Stop};
 use crate::diag::{Diagnostic, Result};
 use crate::model::decoder::Decoder;
 use crate::model::ops::{AdafactorStep, Batch, Ops};
@@ -29,6 +30,7 @@ pub(super) struct Trainer<'r> {
     pub decoder: &'r Decoder,
     /// FLOP/s of all ranks.
     pub ceiling: f64,
+    pub stop: &'r Stop,
 }
 
 /// Steps that are read ahead, by a thread, while those before them are done.
@@ -55,14 +57,15 @@ struct Computed<O: Ops> {
     asked: AdafactorStep,
 }
 
-/// Takes steps from the data until there are enough.
+/// Takes steps from the data until there are enough, or until some rank is asked to stop: by what, then, and a checkpoint is
+/// written.
 pub(super) fn steps<O: Ops + Send>(
     trainer: &Trainer<'_>,
     ops: &mut O,
     ranks: &mut Ranks,
     state: &mut State,
     say: &mut (dyn FnMut(Event) -> Result<()> + Send),
-) -> Result<()> {
+) -> Result<Option<i32>> {
     let Trainer { run, data, decoder, .. } = *trainer;
     let settings = &run.settings;
     let cut = Cut::of(settings, data.train.sequence);
@@ -75,7 +78,8 @@ pub(super) fn steps<O: Ops + Send>(
             while sender.send(Step::read(&mut source, cut.rows, cut.rows_per_pass)).is_ok() {}
         });
         let receiver = receiver; // dropped on every way out, before the scope waits for the thread
-        let mut progress = Progress { trainer, first: state.step, began: Instant::now(), settled: Instant::now() };
+        let began = Instant::now();
+        let mut progress = Progress { trainer, first: state.step, began, settled: began, stopped: None };
         let mut before: Option<Begun<O>> = None;
         for number in state.step + 1..=settings.steps {
             let began = Instant::now();
@@ -95,12 +99,13 @@ pub(super) fn steps<O: Ops + Send>(
                 progress.settle(before, ops, ranks, state, say)?;
             }
             let validates = number == settings.steps || number.is_multiple_of(settings.validate_every);
-            let saves = number == settings.steps || number.is_multiple_of(settings.checkpoint_every);
-            if (!O::QUEUES || validates || saves)
+            let mut saves = number == settings.steps || number.is_multiple_of(settings.checkpoint_every);
+            if (!O::QUEUES || validates || saves || progress.stopped.is_some())
                 && let Some(begun) = before.take()
             {
                 progress.settle(begun, ops, ranks, state, say)?;
             }
+            saves |= progress.stopped.is_some();
             if validates && let Some((loss, targets)) = validate(settings, data, decoder, ops, ranks)? {
                 say(Event::Validation { step: number, time: now(), loss, targets })?;
             }
@@ -108,8 +113,11 @@ pub(super) fn steps<O: Ops + Send>(
                 checkpoint::save(&run.out, state.clone(), decoder, ops, settings.keep)?;
                 say(Event::Checkpoint { step: number })?;
             }
+            if number < settings.steps && progress.stopped.is_some() {
+                return Ok(progress.stopped);
+            }
         }
-        Ok(())
+        Ok(None)
     })
 }
 
@@ -138,6 +146,8 @@ struct Progress<'r> {
     began: Instant,
     /// When the last step was settled.
     settled: Instant,
+    /// What a rank was asked to stop by.
+    stopped: Option<i32>,
 }
 
 impl Progress<'_> {
@@ -150,9 +160,12 @@ impl Progress<'_> {
         state: &mut State,
         say: &mut (dyn FnMut(Event) -> Result<()> + Send),
     ) -> Result<()> {
-        let Trainer { run, data, ceiling, .. } = *self.trainer;
+        let Trainer { run, data, ceiling, stop, .. } = *self.trainer;
         let Begun { number, rows, began, targets, tokens, flops, computed } = begun;
         let outcome = outcome(computed, targets, ops, ranks)?;
+        // What one rank is asked to stop by stops all, after the same step.
+        let asked = ranks.gather(&[f64::from(stop.load(Ordering::Relaxed))])?.concat();
+        self.stopped = asked.into_iter().map(|signal| signal as i32).find(|&signal| signal != 0);
         // While it was computed, the step before it may have been waited for.
         let seconds = began.max(self.settled).elapsed().as_secs_f64().max(1e-9);
         self.settled = Instant::now();

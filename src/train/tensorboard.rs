@@ -41,9 +41,11 @@ pub fn record(event: &Event) -> Vec<u8> {
         }
         Event::Validation { step, time, loss, .. } => (*step, *time, vec![("validation/loss", *loss)]),
         Event::Skipped { step, time, .. } => (*step, *time, vec![("train/skipped", 1.0)]),
-        Event::Started { .. } | Event::Warning { .. } | Event::Checkpoint { .. } | Event::Finished { .. } => {
-            return Vec::new();
-        }
+        Event::Started { .. }
+        | Event::Warning { .. }
+        | Event::Checkpoint { .. }
+        | Event::Stopped { .. }
+        | Event::Finished { .. } => return Vec::new(),
     };
     let mut summary = Vec::new();
     for (tag, value) in scalars {

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use flanc::diag::Result;
@@ -21,12 +21,15 @@ use flanc::shard::rows::PackedRows;
 use flanc::shard::writer::ShardWriter;
 use flanc::train::data::{Data, Limits};
 use flanc::train::settings::Settings;
-use flanc::train::{Event, Origin, Run, Summary};
+use flanc::train::{Event, Origin, Run, Stop, Summary};
 use safetensors::{Dtype, SafeTensors};
 
 use super::compile::{Scratch, run, stderr, walk};
 use super::cuda::Simulated;
 use super::simulator::Simulator;
+
+/// What a run finds in its directory when it goes on: damage, other settings; how it is stopped, and what it says.
+mod resume;
 
 const RECIPE: &str = "tasks = ['rte', 'trec']\nlengths = { inputs = 96, targets = 31 }\n\
     output = { profile = 'packed', sequence = 128, shard_tokens = 30_000 }";
@@ -85,7 +88,8 @@ fn train(run: &Run) -> (Result<Summary>, Vec<Event>) {
 
 fn train_on<O: Ops + Send>(run: &Run) -> (Result<Summary>, Vec<Event>) {
     let mut events = Vec::new();
-    let outcome = flanc::train::train::<O>(run, &mut Ranks::alone(), &mut |event| events.push(event.clone()));
+    let mut report = |event: &Event| events.push(event.clone());
+    let outcome = flanc::train::train::<O>(run, &mut Ranks::alone(), &Stop::new(0), &mut report);
     (outcome, events)
 }
 
@@ -271,19 +275,27 @@ fn a_run_may_be_longer_but_not_another() {
 const IN_PASSES: &str = "steps = 8\ntokens_per_step = 1024\nmicro_batch = 256\ncheckpoint_every = 4\n\
     validate_every = 5\nvalidate_rows = 5\noptimizer.learning_rate = 3e-3\nmax_norm = 0.5\n";
 
-/// Runs a process for each element, with the arguments it holds, as ranks of one run; what each said, if any failed.
-fn together(bench: &Bench, out: &str, processes: &[&[&str]]) -> Result<(), Vec<String>> {
+/// Starts a process for each element, with the arguments it holds, as ranks of one run.
+fn ranks_of(bench: &Bench, out: &str, settings: &str, processes: &[&[&str]]) -> Vec<Child> {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut commands = Vec::new();
     for (rank, arguments) in processes.iter().enumerate() {
-        let mut command = bench.program(out, IN_PASSES);
+        let mut command = bench.program(out, settings);
         let place = [("RANK", rank.to_string()), ("WORLD_SIZE", processes.len().to_string())];
         command.envs(place).env("MASTER_PORT", port.to_string()).args(*arguments);
         commands.push(command);
     }
-    let start = |mut command: Command| command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let children: Vec<_> = commands.into_iter().map(start).collect();
-    let outputs: Vec<_> = children.into_iter().map(|child| child.wait_with_output().unwrap()).collect();
+    let start = |mut command: Command| command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    commands.into_iter().map(start).collect()
+}
+
+fn outputs(children: Vec<Child>) -> Vec<Output> {
+    children.into_iter().map(|child| child.wait_with_output().unwrap()).collect()
+}
+
+/// Runs a process for each element as ranks of one run; what each said, if any failed.
+fn together(bench: &Bench, out: &str, processes: &[&[&str]]) -> Result<(), Vec<String>> {
+    let outputs = outputs(ranks_of(bench, out, IN_PASSES, processes));
     if outputs.iter().all(|output| output.status.success()) {
         return Ok(());
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::signals;
 use crate::cli::{grouped, print};
 use crate::model::arena::megabytes;
 use crate::train::Event;
@@ -78,6 +79,12 @@ impl View {
                 }
             }
             Event::Warning { text, .. } => self.line(text.clone()),
+            Event::Stopped { step, signal, .. } => {
+                self.line(format!(
+                    "stopped by {} after step {step}, which has a checkpoint; the same command goes on from there",
+                    signals::name(*signal)
+                ));
+            }
             Event::Skipped { step, reason, rows, .. } => {
                 self.line(format!("step {step} was skipped: {reason} (rows {}..{})", rows.0, rows.1));
             }
