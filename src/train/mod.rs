@@ -347,11 +347,14 @@ fn prepare<O: Ops>(run: &Run, config: Config, data: &Data, state: &State, ranks:
 
 /// Says where a run goes on whose backend has failed.
 fn goes_on(run: &Run, failed: Diagnostic) -> Box<Diagnostic> {
-    let help = match checkpoint::find(&run.out) {
-        Ok((Some(last), _)) => format!("the same command goes on after step {}, at the last checkpoint", last.step),
-        _ => "there is no checkpoint yet: the same command begins anew".to_owned(),
+    let failed = match checkpoint::find(&run.out) {
+        Ok((Some(last), _)) => {
+            failed.help(format!("the same command goes on after step {}, at the last checkpoint", last.step))
+        }
+        Ok((None, _)) => failed.help("there is no checkpoint yet: the same command begins anew"),
+        Err(_) => failed, // the same command says what is wrong with them
     };
-    failed.help(help).into()
+    failed.into()
 }
 
 /// Writes the finished model, and the tokenizer that belongs to it.
