@@ -66,7 +66,13 @@ impl Health {
         if self.0.get().is_some() {
             return None; // what would come of it follows from the first failure
         }
-        call().map_err(|error| self.0.set(failure(memory, what, error.into()))).ok()
+        match call() {
+            Ok(given) => Some(given),
+            Err(error) => {
+                let _ = self.0.set(failure(memory, what, error.into())); // another thread's may have come first
+                None
+            }
+        }
     }
 }
 
