@@ -36,7 +36,7 @@ pub const GROUP_ROWS: usize = 4096;
 pub const GROUP_TOKENS: usize = 2 << 20;
 /// One prompt in so many is encoded as a whole as well,
 const WHOLE_SAMPLE: u64 = 1000;
-/// and one in so many, which are among those, by the reference engine: that takes as long as two hundred others.
+/// and one in so many, which are among those, by the reference engine: that takes as long as some fifty others.
 const REFERENCE_SAMPLE: u64 = 4000;
 /// Failures and bad records that a unit lists in full; all are counted.
 const LISTED: usize = 20;
